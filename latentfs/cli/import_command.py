@@ -1,0 +1,152 @@
+"""latentfs import"""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import Literal
+
+import click
+import trio
+
+from latentfs.cli.arguments import shown_bytes, store_argument
+from latentfs.images.framing import Framing
+from latentfs.ingest.discover import Candidate, discover
+from latentfs.ingest.importer import Added, AlreadyThere, Importer, ImportOptions, Outcome, Refused
+from latentfs.render.scheduler import open_scheduler
+from latentfs.store.store import Store
+
+__all__ = ["command"]
+
+_HANG_TIMEOUT_S = 600.0
+
+
+class _Report:
+    """Counts outcomes and names what was refused, above the progress bar."""
+
+    def __init__(self) -> None:
+        self.added: list[Added] = []
+        self.there = 0
+        self.refused = 0
+
+    def __call__(self, outcome: Outcome) -> None:
+        match outcome:
+            case Added():
+                self.added.append(outcome)
+            case AlreadyThere():
+                self.there += 1
+            case Refused():
+                self.refused += 1
+                path = str(outcome.path).encode("utf-8", "backslashreplace").decode()
+                if sys.stderr.isatty():
+                    click.echo("\r\033[K", err=True, nl=False)
+                click.echo(f"refused: {path}: {outcome.reason}", err=True)
+
+    def print_summary(self) -> None:
+        payload_bytes = sum(added.payload_bytes for added in self.added)
+        click.echo(
+            f"{len(self.added)} added ({shown_bytes(payload_bytes)} of payloads), "
+            f"{self.there} already there, {self.refused} refused"
+        )
+        psnrs = [a.narrowing_psnr_db for a in self.added if a.narrowing_psnr_db is not None]
+        if psnrs:
+            # Equal pictures have no finite PSNR; the mean is over the others.
+            finite = [psnr for psnr in psnrs if math.isfinite(psnr)]
+            mean = f"{sum(finite) / len(finite):.1f}" if finite else "infinite"
+            click.echo(
+                f"narrowing cost: PSNR {mean} dB in the mean, {min(psnrs):.1f} dB at the least, "
+                f"over {len(psnrs)} pictures ({len(psnrs) - len(finite)} unchanged)"
+            )
+
+
+@click.command(
+    "import",
+    epilog="Example: latentfs import ~/art.lfs ComfyUI/output/latents --vae sdxl --to /2026",
+)
+@store_argument
+@click.argument(
+    "sources",
+    nargs=-1,
+    required=True,
+    type=click.Path(exists=True, path_type=Path),
+    metavar="SRC...",
+)
+@click.option("--vae", required=True, help="Name of the VAE in the store that decodes them.")
+@click.option("--to", default="/", show_default=True, help="Folder in the store to import to.")
+@click.option(
+    "--precision",
+    type=click.Choice(["source", "float16", "bfloat16"]),
+    default="source",
+    show_default=True,
+    help="Numbers to keep.  A narrower one than the source's costs quality, which is reported.",
+)
+@click.option(
+    "--format", "file_format", type=click.Choice(["png", "jpeg"]), default="png", show_default=True
+)
+@click.option(
+    "--quality", type=click.IntRange(1, 100), default=90, show_default=True, help="Of JPEG."
+)
+@click.option(
+    "--rounding",
+    type=click.Choice(["round", "truncate"]),
+    default="round",
+    show_default=True,
+    help="To 8 bits: round as diffusers does, truncate as ComfyUI and A1111 do.",
+)
+@click.option(
+    "--on-conflict",
+    type=click.Choice(["skip", "rename", "replace"]),
+    default="skip",
+    show_default=True,
+    help="Where a name exists with another picture.  The same picture is never added twice.",
+)
+def command(
+    store: Path,
+    sources: tuple[Path, ...],
+    vae: str,
+    to: str,
+    precision: Literal["source", "float16", "bfloat16"],
+    file_format: Literal["png", "jpeg"],
+    quality: int,
+    rounding: Literal["round", "truncate"],
+    on_conflict: Literal["skip", "rename", "replace"],
+) -> int:
+    """Import latent files, or folders of them, into STORE.
+
+    Takes ComfyUI's .latent files and diffusers latents in .safetensors files.  NAME.latent becomes
+    NAME.png; a batch becomes NAME_1.png, NAME_2.png and so on.  Safe to interrupt and to repeat.
+    Exits with 0 when all of it is in, with 1 when anything was refused.
+    """
+    options = ImportOptions(
+        vae=vae,
+        to=to,
+        precision=precision,
+        framing=Framing.png() if file_format == "png" else Framing.jpeg(quality=quality),
+        rounding=rounding,
+        on_conflict=on_conflict,
+    )
+    report = _Report()
+    with Store.open(store, writable=True) as opened:
+        candidates = []
+        for found in discover(list(sources), to=to):
+            if isinstance(found, Candidate):
+                candidates.append(found)
+            else:
+                report(Refused(*found))
+        try:
+            trio.run(_import, opened, options, candidates, report)
+        finally:
+            report.print_summary()
+    return 1 if report.refused else 0
+
+
+async def _import(
+    store: Store, options: ImportOptions, candidates: list[Candidate], report: _Report
+) -> None:
+    with click.progressbar(
+        length=len(candidates), label="importing", file=sys.stderr, show_pos=True
+    ) as bar:
+        importer = Importer(store, options, report=report, on_file_done=lambda: bar.update(1))
+        async with open_scheduler(render_timeout_s=_HANG_TIMEOUT_S) as scheduler:
+            await importer.run(candidates, scheduler)

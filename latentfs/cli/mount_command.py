@@ -1,0 +1,112 @@
+"""latentfs mount"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from pathlib import Path
+
+import click
+
+from latentfs.cli.arguments import BYTES, store_argument
+from latentfs.errors import MountError
+from latentfs.fs.daemon import MountOptions, mount_and_serve
+
+__all__ = ["command"]
+
+log = logging.getLogger(__name__)
+
+# Handed to the kernel as they are.
+_FUSE_FLAGS = {"allow_other", "default_permissions", "nodev", "nosuid", "noexec", "noatime"}
+# Defaults of mount(8) that change nothing here.
+_IGNORED_FLAGS = {"ro", "defaults", "relatime", "async"}
+_FUSE_CONFIGURATION = Path("/etc/fuse.conf")
+
+
+@click.command("mount", epilog="Example: latentfs mount ~/art.lfs /mnt/art --cache 2G")
+@store_argument
+@click.argument(
+    "mountpoint", type=click.Path(path_type=Path, resolve_path=False), metavar="MOUNTPOINT"
+)
+@click.option(
+    "-o",
+    "mount_options",
+    multiple=True,
+    metavar="OPT,...",
+    help="Mount options: ro, allow_other, noallow_other, nodev, nosuid, noexec, noatime.",
+)
+@click.option(
+    "--cache",
+    "cache_bytes",
+    type=BYTES,
+    default="512M",
+    show_default=True,
+    help="Memory for finished files.",
+)
+@click.option(
+    "--render-timeout",
+    "render_timeout_s",
+    type=click.FloatRange(min=0.1),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="After which a read ends with an input/output error.",
+)
+@click.option("--verbose", "-v", is_flag=True, help="Log what happens, not only what goes wrong.")
+def command(
+    store: Path,
+    mountpoint: Path,
+    mount_options: tuple[str, ...],
+    cache_bytes: int,
+    render_timeout_s: float,
+    verbose: bool,
+) -> None:
+    """Mount STORE on the folder MOUNTPOINT, read-only, and stay in the foreground.
+
+    Ctrl-C or "latentfs umount MOUNTPOINT" ends it.  Other users may read the pictures where that
+    is permitted: when run by root, or with user_allow_other in /etc/fuse.conf.
+    """
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        format="latentfs: %(levelname)s: %(message)s",
+    )
+    options = MountOptions(
+        cache_bytes=cache_bytes,
+        render_timeout_s=render_timeout_s,
+        fuse_options=_fuse_options(mount_options),
+    )
+    where = Path(os.path.abspath(mountpoint))
+
+    def ready() -> None:
+        click.echo(f"{store} is mounted on {where}", err=True)
+
+    mount_and_serve(store, where, options, on_ready=ready)
+
+
+def _fuse_options(mount_options: tuple[str, ...]) -> frozenset[str]:
+    chosen = {"ro", "default_permissions", "nodev", "nosuid"}
+    if _may_allow_other():
+        chosen.add("allow_other")
+    for option in ",".join(mount_options).split(","):
+        if option == "noallow_other":
+            chosen.discard("allow_other")
+        elif option in _FUSE_FLAGS:
+            chosen.add(option)
+        elif option and option not in _IGNORED_FLAGS:
+            raise MountError(
+                f"mount option {option!r} is not known; see latentfs mount --help"
+                if option != "rw"
+                else "mount option 'rw' is not possible: the mount is read-only"
+            )
+    return frozenset(chosen)
+
+
+def _may_allow_other() -> bool:
+    if os.geteuid() == 0:
+        return True
+    try:
+        configuration = _FUSE_CONFIGURATION.read_text("utf-8", "replace")
+    except OSError:
+        return False
+    return re.search(r"^\s*user_allow_other\b", configuration, re.MULTILINE) is not None

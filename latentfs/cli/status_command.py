@@ -1,0 +1,91 @@
+"""latentfs status"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from latentfs.cli.arguments import shown_bytes
+from latentfs.errors import StoreNotFoundError
+from latentfs.fs.control import ask_daemon
+from latentfs.fs.mountpoint import FILESYSTEM_TYPE, find_mount
+from latentfs.store.store import Store
+
+__all__ = ["command"]
+
+
+@click.command("status", epilog="Example: latentfs status /mnt/art --json")
+@click.argument("where", type=click.Path(path_type=Path), metavar="STORE|MOUNTPOINT")
+@click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
+def command(where: Path, as_json: bool) -> None:
+    """Show what a store holds and, while it is mounted, what its daemon does."""
+    status = _status(_store_path(where))
+    click.echo(json.dumps(status, indent=2) if as_json else _screen(status))
+
+
+def _store_path(where: Path) -> Path:
+    mount = find_mount(where)
+    if mount is not None and mount.type == FILESYSTEM_TYPE:
+        return Path(mount.source)
+    if mount is None and not (where / "latentfs.toml").exists():
+        raise StoreNotFoundError(f"{where} is neither a latentfs store nor a mount point of one")
+    return Path(os.path.abspath(where))
+
+
+def _status(store_path: Path) -> dict[str, Any]:
+    with Store.open(store_path) as store:
+        statistics = store.statistics()
+        with store.read() as snapshot:
+            vaes = [name for name, _ in snapshot.vaes()]
+    totals = statistics.totals
+    daemon = ask_daemon(store_path, "status")
+    return {
+        "store": str(store_path),
+        "mounted": daemon is not None,
+        "files": totals.files,
+        "directories": totals.directories,
+        "file_bytes": totals.size_bytes,
+        "payloads": totals.payloads,
+        "payload_bytes": totals.payload_bytes,
+        "store_bytes": statistics.store_bytes,
+        "vaes": vaes,
+        **(daemon or {}),
+    }
+
+
+def _screen(status: dict[str, Any]) -> str:
+    file_bytes = status["file_bytes"]
+    ratio = f", {status['store_bytes'] / file_bytes:.3f} of the files" if file_bytes else ""
+    lines = [
+        f"store      {status['store']}",
+        f"files      {status['files']} in {status['directories']} folders, "
+        f"{shown_bytes(file_bytes)} as they are read",
+        f"stored     {shown_bytes(status['store_bytes'])}{ratio} "
+        f"({status['payloads']} payloads, {shown_bytes(status['payload_bytes'])})",
+        f"VAEs       {', '.join(status['vaes']) or 'none'}",
+    ]
+    if not status["mounted"]:
+        return "\n".join([*lines, "mount      not mounted"])
+    cache = status["cache"]
+    return "\n".join(
+        [
+            *lines,
+            f"mount      {status['mountpoint']}, process {status['pid']}, "
+            f"up {status['uptime_s']:.0f} s",
+            f"renderer   {'ready' if status['renderer_ready'] else 'starting'}, "
+            f"{status['renders_total']} renders, {status['renders_in_flight']} in flight, "
+            f"{status['renders_failed_total']} failed, "
+            f"{status['render_timeouts_total']} timed out, "
+            f"{status['renderer_restarts_total']} restarts, "
+            f"{status['hash_mismatches_total']} hash mismatches",
+            f"reads      {status['reads_total']} ({shown_bytes(status['read_bytes_total'])}), "
+            f"{status['errors_total']} errors, {status['open_files']} files open",
+            f"cache      {shown_bytes(cache['bytes'])} of {shown_bytes(cache['budget_bytes'])} in "
+            f"{cache['entries']} files, {cache['hits']} hits, {cache['misses']} misses, "
+            f"{cache['evictions']} evictions",
+        ]
+    )

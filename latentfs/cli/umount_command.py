@@ -1,0 +1,32 @@
+"""latentfs umount"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import click
+
+from latentfs.fs.mountpoint import find_mount, unmount
+from latentfs.store.daemon_lock import DaemonLock
+
+__all__ = ["command"]
+
+_DAEMON_END_WAIT_S = 30.0
+
+
+@click.command("umount", epilog="Example: latentfs umount /mnt/art")
+@click.argument("mountpoint", type=click.Path(path_type=Path), metavar="MOUNTPOINT")
+@click.option("--lazy", is_flag=True, help="Even if in use; programs keep what they have open.")
+def command(mountpoint: Path, lazy: bool) -> None:
+    """Unmount what latentfs mounted on MOUNTPOINT; returns when its daemon has ended."""
+    where = Path(os.path.abspath(mountpoint))
+    mount = find_mount(where)
+    unmount(where, lazy=lazy)
+    if mount is None or lazy:
+        return
+    lock = DaemonLock(Path(mount.source))
+    deadline_s = time.monotonic() + _DAEMON_END_WAIT_S
+    while lock.held_elsewhere() and time.monotonic() < deadline_s:
+        time.sleep(0.02)

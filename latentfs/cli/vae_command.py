@@ -1,0 +1,88 @@
+"""latentfs vae add, latentfs vae list"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from latentfs.cli.arguments import shown_bytes, store_argument
+from latentfs.latents.latent import Dtype
+from latentfs.latents.scaling import LATENT_FORMATS
+
+__all__ = ["command"]
+
+
+@click.group("vae")
+def command() -> None:
+    """Add VAEs to a store, and list them."""
+
+
+@command.command(
+    "add",
+    epilog="Examples: latentfs vae add ~/art.lfs sdxl /models/sdxl/vae | "
+    "latentfs vae add ~/art.lfs preview madebyollin/taesdxl | "
+    "latentfs vae add ~/art.lfs mini builtin",
+)
+@store_argument
+@click.argument("name")
+@click.argument("vae", metavar="PATH_OR_ID")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    help="Numbers to compute in.  Default: the fastest on this machine within 45 dB of float32.",
+)
+@click.option(
+    "--latent-format",
+    type=click.Choice(sorted(LATENT_FORMATS)),
+    help="Which model's latents a TAESD takes, where its weights and name do not tell.",
+)
+def add(
+    store: Path,
+    name: str,
+    vae: str,
+    dtype: Dtype | None,
+    latent_format: Literal["sd15", "sdxl", "sd3", "flux1"] | None,
+) -> None:
+    """Copy a VAE into STORE under NAME.
+
+    PATH_OR_ID is a diffusers VAE folder, a hub id, or "builtin" for the one that comes with
+    latentfs.  Only safetensors weights are taken.
+    """
+    from latentfs.ingest.vaes import add_vae
+    from latentfs.store.store import Store
+
+    with Store.open(store, writable=True) as opened:
+        added = add_vae(opened, name, vae, dtype=dtype, latent_format=latent_format)
+    record = added.record
+    quality = "exact" if math.isinf(added.dtype_psnr_db) else f"{added.dtype_psnr_db:.1f} dB"
+    click.echo(
+        f"added {name}: {record.class_name}, {record.latent_channels} channels, "
+        f"1/{record.spatial_factor} of each side, {record.dtype} ({quality} against float32)"
+    )
+    if record.takes_scaled and record.latent_format is None and vae != "builtin":
+        click.echo(
+            f"note: which model's latents {name} takes is not known, so ComfyUI latents are taken "
+            "as they are; say it with --latent-format if their pictures look wrong",
+            err=True,
+        )
+
+
+@command.command("list", epilog="Example: latentfs vae list ~/art.lfs")
+@store_argument
+def list_vaes(store: Path) -> None:
+    """List the VAEs of STORE."""
+    from latentfs.store.store import Store
+
+    with Store.open(store) as opened, opened.read() as snapshot:
+        vaes = list(snapshot.vaes())
+    if not vaes:
+        click.echo(f"the store {store} has no VAE; add one with latentfs vae add", err=True)
+    for name, vae in vaes:
+        size = shown_bytes(sum(file.size_bytes for file in vae.files))
+        click.echo(
+            f"{name}\t{vae.class_name}\t{vae.latent_channels} channels\t{vae.dtype}\t"
+            f"{vae.latent_format or '-'}\t{size}\t{vae.id[:12]}\t{vae.origin}"
+        )

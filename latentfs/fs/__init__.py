@@ -1,0 +1,1 @@
+"""The mounted filesystem and its daemon."""

@@ -1,0 +1,117 @@
+"""What is told of files without rendering them: attributes, extended attributes, statfs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import pyfuse3
+
+from latentfs.latents.recipe import Recipe
+from latentfs.store.records import Inode, LatentContent, Totals
+from latentfs.store.snapshot import Snapshot
+
+__all__ = ["XATTR_PREFIX", "entry", "filesystem", "xattr", "xattr_names"]
+
+XATTR_PREFIX = b"user.latentfs."
+
+# An inode number stands for one content for ever, and changes made by other processes are
+# announced to the kernel, so attributes may be kept for long.
+_TIMEOUT_S = 3600
+_BLOCK_BYTES = 512
+_IO_BYTES = 128 * 1024
+
+
+def entry(ino: int, inode: Inode) -> pyfuse3.EntryAttributes:
+    attributes = pyfuse3.EntryAttributes()
+    attributes.st_ino = ino
+    attributes.st_mode = inode.mode
+    attributes.st_nlink = inode.nlink
+    attributes.st_uid = inode.uid
+    attributes.st_gid = inode.gid
+    attributes.st_size = inode.size_bytes
+    attributes.st_blksize = _IO_BYTES
+    # As if stored plainly: fewer blocks would make tar and cp take the file for a sparse one.
+    attributes.st_blocks = -(-inode.size_bytes // _BLOCK_BYTES)
+    attributes.st_atime_ns = inode.mtime_ns
+    attributes.st_mtime_ns = inode.mtime_ns
+    attributes.st_ctime_ns = inode.ctime_ns
+    attributes.entry_timeout = _TIMEOUT_S
+    attributes.attr_timeout = _TIMEOUT_S
+    return attributes
+
+
+def filesystem(disk: os.statvfs_result, totals: Totals) -> pyfuse3.StatvfsData:
+    """The space of the disk that holds the store, and the store's own number of files."""
+    data = pyfuse3.StatvfsData()
+    data.f_bsize = disk.f_bsize
+    data.f_frsize = disk.f_frsize
+    data.f_blocks = disk.f_blocks
+    data.f_bfree = disk.f_bfree
+    data.f_bavail = disk.f_bavail
+    data.f_files = totals.files + totals.directories
+    data.f_ffree = data.f_favail = 0
+    data.f_namemax = 255
+    return data
+
+
+def _recipe(snapshot: Snapshot, content: LatentContent) -> Recipe | None:
+    return snapshot.recipe(content.recipe)
+
+
+def _vae_name(snapshot: Snapshot, content: LatentContent) -> str | None:
+    recipe = _recipe(snapshot, content)
+    found = None if recipe is None else snapshot.vae_of_id(recipe.vae)
+    return None if found is None else found[0]
+
+
+def _dtype(snapshot: Snapshot, content: LatentContent) -> str | None:
+    recipe = _recipe(snapshot, content)
+    return None if recipe is None else recipe.dtype
+
+
+def _latent_shape(snapshot: Snapshot, content: LatentContent) -> str | None:
+    header = snapshot.payload_header(content.payload)
+    return None if header is None else "x".join(str(side) for side in header.shape)
+
+
+def _latent_dtype(snapshot: Snapshot, content: LatentContent) -> str | None:
+    header = snapshot.payload_header(content.payload)
+    return None if header is None else header.dtype
+
+
+def _codec(snapshot: Snapshot, content: LatentContent) -> str | None:
+    header = snapshot.payload_header(content.payload)
+    return None if header is None else header.codec
+
+
+def _stored_bytes(snapshot: Snapshot, content: LatentContent) -> str:
+    return str(snapshot.payload_bytes(content.payload))
+
+
+_XATTRS: dict[bytes, Callable[[Snapshot, LatentContent], str | None]] = {
+    b"kind": lambda snapshot, content: "latent",
+    b"vae": _vae_name,
+    b"recipe": lambda snapshot, content: content.recipe.hex(),
+    b"dtype": _dtype,
+    b"latent_shape": _latent_shape,
+    b"latent_dtype": _latent_dtype,
+    b"stored_bytes": _stored_bytes,
+    b"codec": _codec,
+    b"source": lambda snapshot, content: content.source.name,
+}
+
+
+def xattr(snapshot: Snapshot, inode: Inode, name: bytes) -> bytes | None:
+    """Return the value of ``user.latentfs.*`` *name*, None where the file has no such."""
+    value_of = _XATTRS.get(name.removeprefix(XATTR_PREFIX))
+    if inode.content is None or value_of is None:
+        return None
+    value = value_of(snapshot, inode.content)
+    return None if value is None else value.encode("utf-8", "surrogateescape")
+
+
+def xattr_names(inode: Inode) -> list[bytes]:
+    if inode.content is None:
+        return []
+    return [XATTR_PREFIX + name for name in _XATTRS]

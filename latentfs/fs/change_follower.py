@@ -1,0 +1,56 @@
+"""Telling the kernel what other processes changed in the store under a live mount."""
+
+from __future__ import annotations
+
+import logging
+
+import pyfuse3
+import trio
+
+from latentfs.store.records import Change
+from latentfs.store.store import Store
+
+__all__ = ["follow_changes"]
+
+log = logging.getLogger(__name__)
+
+_INTERVAL_S = 0.5
+
+
+async def follow_changes(store: Store) -> None:
+    """Drop from the kernel's caches what has changed; runs until cancelled.
+
+    The kernel may keep names and attributes for an hour, so that a lookup costs nothing; what
+    another process replaces or removes shows here within a second all the same.
+    """
+    with store.read() as snapshot:
+        next_change = snapshot.next_change()
+    seen = store.changes()
+    while True:
+        await trio.sleep(_INTERVAL_S)
+        if store.changes() == seen:
+            continue
+        seen = store.changes()
+        with store.read() as snapshot:
+            changes = snapshot.changes_since(next_change)
+            next_change = snapshot.next_change()
+        # In a thread: the kernel may block the caller until a request of ours is answered.
+        await trio.to_thread.run_sync(_announce, changes)
+
+
+def _announce(changes: list[Change]) -> None:
+    for change in changes:
+        for parent_ino, name, _ in change.removed:
+            _quietly(lambda p=parent_ino, n=name: pyfuse3.invalidate_entry(p, n))
+        for ino in change.directories:
+            _quietly(lambda i=ino: pyfuse3.invalidate_inode(i, attr_only=True))
+
+
+def _quietly(invalidate: object) -> None:
+    assert callable(invalidate)
+    try:
+        invalidate()
+    except FileNotFoundError:
+        pass  # the kernel does not know it
+    except OSError as error:
+        log.warning("can't tell the kernel of a change: %s", error)

@@ -1,0 +1,177 @@
+"""The daemon: one store, one mount, from mounting to the last answer.
+
+Never imports torch: it mounts in well under a second and answers while the model still loads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyfuse3
+import trio
+
+from latentfs import __version__
+from latentfs.cache.pixel_cache import PixelCache
+from latentfs.errors import MountError
+from latentfs.fs.change_follower import follow_changes
+from latentfs.fs.control import serve_control
+from latentfs.fs.mountpoint import FILESYSTEM_TYPE, prepare_mountpoint
+from latentfs.fs.operations import LatentOperations
+from latentfs.fs.renditions import Renditions, open_renditions
+from latentfs.fs.tuning import MAX_BACKGROUND, tune
+from latentfs.render.scheduler import Scheduler, open_scheduler
+from latentfs.store.daemon_lock import DaemonLock
+from latentfs.store.store import Store
+
+__all__ = ["MountOptions", "mount_and_serve"]
+
+log = logging.getLogger(__name__)
+
+# Reads of readahead windows come on top of the background limit.
+_TASKS_MAX = 2 * MAX_BACKGROUND
+_END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class MountOptions:
+    """How a store is mounted.
+
+    Attributes:
+        cache_bytes: budget of the pixel cache.
+        render_timeout_s: after which a read ends with EIO.
+        fuse_options: passed on to the kernel, such as ``allow_other``.
+    """
+
+    cache_bytes: int
+    render_timeout_s: float
+    fuse_options: frozenset[str]
+
+
+def mount_and_serve(
+    store_path: Path,
+    mountpoint: Path,
+    options: MountOptions,
+    *,
+    on_ready: Callable[[], None],
+) -> None:
+    """Mount the store and serve it until it is unmounted or a signal ends it.
+
+    *on_ready* is called once the mount answers and is tuned.
+
+    Raises:
+        StoreError: the store can't be opened, or another daemon has it.
+        MountError: it can't be mounted there.
+    """
+    with Store.open(store_path) as store:
+        lock = DaemonLock(store_path)
+        lock.acquire(mountpoint=mountpoint)
+        try:
+            prepare_mountpoint(mountpoint)
+            trio.run(_Daemon(store, mountpoint, options, on_ready).run)
+        finally:
+            lock.release()
+
+
+class _Daemon:
+    def __init__(
+        self,
+        store: Store,
+        mountpoint: Path,
+        options: MountOptions,
+        on_ready: Callable[[], None],
+    ) -> None:
+        self._store = store
+        self._mountpoint = mountpoint
+        self._options = options
+        self._on_ready = on_ready
+        self._started_s = time.time()
+
+    async def run(self) -> None:
+        options = self._options
+        cache = PixelCache(budget_bytes=options.cache_bytes)
+        async with (
+            open_scheduler(render_timeout_s=options.render_timeout_s) as scheduler,
+            open_renditions(
+                self._store, scheduler, cache, render_timeout_s=options.render_timeout_s
+            ) as renditions,
+        ):
+            operations = LatentOperations(self._store, renditions)
+            self._mount(operations)
+
+            def status() -> dict[str, Any]:
+                return self._status(operations, renditions, scheduler, cache)
+
+            try:
+                async with serve_control(self._store.path, status):
+                    await self._serve(renditions)
+            finally:
+                pyfuse3.close(unmount=True)
+
+    def _mount(self, operations: LatentOperations) -> None:
+        source = str(self._store.path).replace("\\", "\\\\").replace(",", "\\,")
+        subtype = FILESYSTEM_TYPE.removeprefix("fuse.")
+        fuse_options = {f"fsname={source}", f"subtype={subtype}", *self._options.fuse_options}
+        try:
+            pyfuse3.init(operations, str(self._mountpoint), fuse_options)
+        except RuntimeError as error:
+            raise MountError(
+                f"can't mount on {self._mountpoint} with options "
+                f"{','.join(sorted(self._options.fuse_options))}: {error}; is /dev/fuse there and "
+                "permitted, and user_allow_other set in /etc/fuse.conf where it is needed?"
+            ) from error
+
+    async def _serve(self, renditions: Renditions) -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._await_signals, renditions)
+            nursery.start_soon(follow_changes, self._store)
+            nursery.start_soon(self._become_ready)
+            await pyfuse3.main(max_tasks=_TASKS_MAX)
+            log.info("%s is unmounted", self._mountpoint)
+            nursery.cancel_scope.cancel()
+
+    async def _become_ready(self) -> None:
+        await trio.to_thread.run_sync(tune, self._mountpoint)
+        self._on_ready()
+
+    async def _await_signals(
+        self, renditions: Renditions, *, task_status: trio.TaskStatus[None]
+    ) -> None:
+        with trio.open_signal_receiver(*_END_SIGNALS) as signals:
+            task_status.started()
+            async for number in signals:
+                log.info("%s: unmounting %s", signal.Signals(number).name, self._mountpoint)
+                renditions.abort()
+                pyfuse3.terminate()
+
+    def _status(
+        self,
+        operations: LatentOperations,
+        renditions: Renditions,
+        scheduler: Scheduler,
+        cache: PixelCache,
+    ) -> dict[str, Any]:
+        rendered, counted = scheduler.statistics(), operations.statistics()
+        flights = renditions.statistics()
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "mountpoint": str(self._mountpoint),
+            "uptime_s": round(time.time() - self._started_s, 3),
+            "renders_total": rendered.renders_total,
+            "renders_failed_total": rendered.renders_failed_total,
+            "renders_in_flight": flights.in_flight,
+            "renderer_ready": rendered.renderer_ready,
+            "renderer_restarts_total": rendered.renderer_restarts_total,
+            "render_timeouts_total": flights.timeouts_total,
+            "render_waits_shared_total": flights.shared_total,
+            "hash_mismatches_total": flights.hash_mismatches_total,
+            **dataclasses.asdict(counted),
+            "cache": dataclasses.asdict(cache.statistics()),
+        }

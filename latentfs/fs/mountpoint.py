@@ -1,0 +1,111 @@
+"""Mount points as the kernel sees them: which are live, which are stale, how to unmount one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from latentfs.errors import MountError
+
+__all__ = ["MountEntry", "find_mount", "prepare_mountpoint", "unmount"]
+
+FILESYSTEM_TYPE = "fuse.latentfs"
+_UNMOUNT_WAIT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class MountEntry:
+    """One line of ``/proc/self/mountinfo``.
+
+    Attributes:
+        device: ``major:minor``; the minor number names the FUSE connection.
+        mountpoint: where it is mounted.
+        type: such as ``fuse.latentfs``.
+        source: what is mounted; for latentfs the store's path.
+    """
+
+    device: str
+    mountpoint: str
+    type: str
+    source: str
+
+
+def _mounts() -> Iterator[MountEntry]:
+    for line in Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape").splitlines():
+        left, _, right = line.partition(" - ")
+        fields, rest = left.split(" "), right.split(" ")
+        yield MountEntry(fields[2], _unescape(fields[4]), rest[0], _unescape(rest[1]))
+
+
+def _unescape(text: str) -> str:
+    """Undo mountinfo's octal escapes of blanks and backslashes."""
+    for code, character in (("040", " "), ("011", "\t"), ("012", "\n"), ("134", "\\")):
+        text = text.replace(f"\\{code}", character)
+    return text
+
+
+def find_mount(path: Path) -> MountEntry | None:
+    """Return what is mounted on *path* itself, without touching a file system that may hang."""
+    wanted = os.path.abspath(path)
+    return next((m for m in reversed(list(_mounts())) if m.mountpoint == wanted), None)
+
+
+def prepare_mountpoint(path: Path) -> None:
+    """Make sure that *path* is a directory to mount on; unmount what a killed daemon left there.
+
+    Raises:
+        MountError: it is no directory, or something alive is mounted there.
+    """
+    mount = find_mount(path)
+    if mount is not None:
+        if mount.type != FILESYSTEM_TYPE or not _is_stale(path):
+            raise MountError(
+                f"{mount.source} ({mount.type}) is mounted on {path} already; "
+                "unmount it first or choose another mount point"
+            )
+        unmount(path, lazy=True)
+    if not path.is_dir():
+        what = "is not a directory" if path.exists() else "does not exist; make it with mkdir"
+        raise MountError(f"the mount point {path} {what}")
+
+
+def _is_stale(path: Path) -> bool:
+    """Whether the daemon behind a mount is gone."""
+    try:
+        os.stat(path)
+    except OSError as error:
+        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+    return False
+
+
+def unmount(path: Path, *, lazy: bool = False) -> None:
+    """Unmount *path* and wait until it is gone.
+
+    Raises:
+        MountError: nothing of ours is mounted there, or it is in use.
+    """
+    mount = find_mount(path)
+    if mount is None:
+        raise MountError(f"nothing is mounted on {path}")
+    if mount.type != FILESYSTEM_TYPE:
+        raise MountError(f"{mount.type} is mounted on {path}, not latentfs; use umount")
+    tool = shutil.which("fusermount3")
+    if tool is None:
+        raise MountError("fusermount3 is not installed; install the package fuse3")
+    flags = ["-u", "-z"] if lazy else ["-u"]
+    done = subprocess.run(
+        [tool, *flags, "--", str(path)], capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        reason = done.stderr.strip() or f"fusermount3 ended with {done.returncode}"
+        hint = "; close the programs that use it (fuser -m lists them)" if "busy" in reason else ""
+        raise MountError(f"can't unmount {path}: {reason}{hint}")
+    deadline_s = time.monotonic() + _UNMOUNT_WAIT_S
+    while find_mount(path) == mount and time.monotonic() < deadline_s:
+        time.sleep(0.02)

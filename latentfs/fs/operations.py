@@ -1,0 +1,237 @@
+"""The filesystem: what the kernel asks, answered from the store and from renditions.
+
+Rules:
+
+* Everything runs on the trio thread.  Lookups, attributes and directories come straight from LMDB:
+  a read of the memory map costs far less than a thread hop.
+* Only ``read`` may wait, and only for a rendition.
+* No exception but ``FUSEError`` ever leaves a handler: pyfuse3 would end the whole mount.
+* An inode number stands for one content for ever, so the kernel may keep attributes and pages.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import itertools
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import pyfuse3
+from pyfuse3 import FUSEError
+
+from latentfs.errors import LatentfsError
+from latentfs.fs import attributes
+from latentfs.fs.renditions import Renditions
+from latentfs.store.records import Inode
+from latentfs.store.snapshot import Snapshot
+from latentfs.store.store import Store
+
+__all__ = ["LatentOperations", "OperationStatistics"]
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_Handler = Callable[Concatenate["LatentOperations", P], Coroutine[Any, Any, R]]
+
+
+@dataclass(frozen=True, slots=True)
+class OperationStatistics:
+    """Counters since the mount.
+
+    Attributes:
+        reads_total: read requests that reached the daemon; the page cache answers most others.
+        read_bytes_total: bytes they were given.
+        opens_total: files opened.
+        errors_total: requests answered with EIO.
+        open_files: handles open now.
+    """
+
+    reads_total: int
+    read_bytes_total: int
+    opens_total: int
+    errors_total: int
+    open_files: int
+
+
+@dataclass(slots=True)
+class _OpenFile:
+    """A handle.  It keeps its rendition from the first read to the last byte, not longer.
+
+    So that one reader never sees two renders mixed, and an idle handle pins no memory.
+    """
+
+    ino: int
+    inode: Inode
+    rendition: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _OpenDirectory:
+    """A directory as it was when opened: entries by position never shift under a reader."""
+
+    ino: int
+    entries: list[tuple[bytes, int]]
+
+
+def _guarded(handler: _Handler[P, R]) -> _Handler[P, R]:
+    """Turn whatever a handler raises into EIO, and a line in the log."""
+
+    @functools.wraps(handler)
+    async def guard(self: LatentOperations, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return await handler(self, *args, **kwargs)
+        except FUSEError:
+            raise
+        except LatentfsError as error:
+            self.count_error()
+            log.error("%s: %s", handler.__name__, error)
+            raise FUSEError(errno.EIO) from error
+        except Exception as error:
+            self.count_error()
+            log.exception("%s failed unexpectedly", handler.__name__)
+            raise FUSEError(errno.EIO) from error
+
+    return guard
+
+
+class LatentOperations(pyfuse3.Operations):
+    """A read-only view of a store."""
+
+    supports_dot_lookup = False
+    enable_writeback_cache = False
+
+    def __init__(self, store: Store, renditions: Renditions) -> None:
+        super().__init__()
+        self._store = store
+        self._renditions = renditions
+        self._handles = itertools.count(1)
+        self._files: dict[int, _OpenFile] = {}
+        self._directories: dict[int, _OpenDirectory] = {}
+        self._counts: Counter[str] = Counter()
+
+    def statistics(self) -> OperationStatistics:
+        return OperationStatistics(
+            reads_total=self._counts["reads"],
+            read_bytes_total=self._counts["read_bytes"],
+            opens_total=self._counts["opens"],
+            errors_total=self._counts["errors"],
+            open_files=len(self._files),
+        )
+
+    def count_error(self) -> None:
+        self._counts["errors"] += 1
+
+    # Names and attributes
+
+    @_guarded
+    async def lookup(
+        self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        with self._store.read() as snapshot:
+            ino = snapshot.lookup(parent_inode, name)
+            if ino is None:
+                raise FUSEError(errno.ENOENT)
+            return attributes.entry(ino, _require(snapshot, ino))
+
+    @_guarded
+    async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        with self._store.read() as snapshot:
+            return attributes.entry(inode, _require(snapshot, inode))
+
+    @_guarded
+    async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
+        if not name.startswith(attributes.XATTR_PREFIX):
+            raise FUSEError(pyfuse3.ENOATTR)
+        with self._store.read() as snapshot:
+            value = attributes.xattr(snapshot, _require(snapshot, inode), name)
+        if value is None:
+            raise FUSEError(pyfuse3.ENOATTR)
+        return value
+
+    @_guarded
+    async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
+        with self._store.read() as snapshot:
+            return attributes.xattr_names(_require(snapshot, inode))
+
+    @_guarded
+    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        with self._store.read() as snapshot:
+            totals = snapshot.totals()
+        return attributes.filesystem(os.statvfs(self._store.path), totals)
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        """Nothing is kept per inode, so there is nothing to forget."""
+
+    # Directories
+
+    @_guarded
+    async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
+        with self._store.read() as snapshot:
+            if not _require(snapshot, inode).is_directory:
+                raise FUSEError(errno.ENOTDIR)
+            entries = list(snapshot.entries(inode))
+        handle = next(self._handles)
+        self._directories[handle] = _OpenDirectory(inode, entries)
+        return handle
+
+    @_guarded
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        entries = self._directories[fh].entries
+        with self._store.read() as snapshot:
+            for position in range(start_id, len(entries)):
+                name, ino = entries[position]
+                inode = snapshot.inode(ino)
+                if inode is None:  # removed since the directory was opened
+                    continue
+                entry = attributes.entry(ino, inode)
+                if not pyfuse3.readdir_reply(token, name, entry, position + 1):
+                    return
+
+    async def releasedir(self, fh: int) -> None:
+        self._directories.pop(fh, None)
+
+    # Files
+
+    @_guarded
+    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            raise FUSEError(errno.EROFS)
+        with self._store.read() as snapshot:
+            record = _require(snapshot, inode)
+        if record.is_directory:
+            raise FUSEError(errno.EISDIR)
+        handle = next(self._handles)
+        self._files[handle] = _OpenFile(inode, record)
+        self._counts["opens"] += 1
+        return pyfuse3.FileInfo(fh=handle, keep_cache=True)
+
+    @_guarded
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        self._counts["reads"] += 1
+        file = self._files[fh]
+        if file.rendition is None:
+            file.rendition = await self._renditions.get(file.ino, file.inode)
+        piece = memoryview(file.rendition)[off : off + size]
+        if off + size >= file.inode.size_bytes:
+            file.rendition = None
+        self._counts["read_bytes"] += len(piece)
+        return piece  # type: ignore[return-value]  # pyfuse3 takes any buffer
+
+    async def flush(self, fh: int) -> None:
+        """Nothing is ever written."""
+
+    async def release(self, fh: int) -> None:
+        self._files.pop(fh, None)
+
+
+def _require(snapshot: Snapshot, ino: int) -> Inode:
+    inode = snapshot.inode(ino)
+    if inode is None:  # removed by another process while the kernel still knew it
+        raise FUSEError(errno.ENOENT)
+    return inode

@@ -1,0 +1,1 @@
+"""Getting latents and VAEs into a store, and pictures out of it."""

@@ -1,0 +1,1 @@
+"""Rendering: the scheduler and its client in the daemon, the renderer process with torch."""

@@ -1,0 +1,216 @@
+"""Torch side: finding out what a VAE is and how it is best run, when it is added to a store."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from latentfs.errors import VaeError
+from latentfs.latents.latent import Dtype
+from latentfs.latents.scaling import LATENT_FORMATS
+from latentfs.render.vae_models import load, torch_dtype
+
+__all__ = ["Inspection", "inspect_vae"]
+
+log = logging.getLogger(__name__)
+
+_PROBE_CELLS = 8
+_TIMED_PIXELS = 256
+_PSNR_FLOOR_DB = 45.0
+_CPU_THREADS_MAX = 8
+# A narrower dtype must be this much faster to be worth its error: timings are noisy.
+_WORTHWHILE_SPEEDUP = 1.15
+
+# The first numbers of the decoder's first convolution in the published TAESD weights.  Their
+# configs are alike, so only the weights tell which model's latents they take; the tolerance covers
+# the rounding of every dtype they are published in.
+_TINY_FINGERPRINTS = {
+    "sd15": (-0.0056152, 0.017822, -0.0073853, 0.00083923, 0.19824, 0.0028229),
+    "sdxl": (0.005249, 0.00035667, -0.0037689, -0.0016327, -0.018921, 0.0177),
+    "sd3": (0.014832, 0.035645, 0.018799, -0.0070801, -0.038818, 0.053223),
+    "flux1": (-0.0050049, -0.0063477, -0.0061646, -0.030518, 0.073242, -0.0041504),
+}
+_FINGERPRINT_NUMBERS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What was found out; fields as in :class:`latentfs.store.records.VaeRecord`.
+
+    ``dtype_psnr_db`` is the PSNR of *dtype* against float32 on the test picture.
+    """
+
+    dtype: Dtype
+    dtype_psnr_db: float
+    latent_channels: int
+    spatial_factor: int
+    scaling_factor: float
+    shift_factor: float
+    takes_scaled: bool
+    latent_format: str | None
+    cpu_threads: int
+
+
+def inspect_vae(folder: Path, *, class_name: str, dtype: Dtype | None, origin: str) -> Inspection:
+    """Load the VAE, decode with it, and choose its dtype where none is given.
+
+    The choice is the fastest dtype, on this machine's CPU, within 45 dB PSNR of float32.
+
+    Raises:
+        VaeError: it does not decode latents to still RGB pictures.
+    """
+    vae = load(folder, class_name=class_name, dtype="float32")
+    config = dict(vae.config)
+    _refuse_vector_scaling(config, folder)
+    channels = _latent_channels(config, folder)
+    factor = _spatial_factor(vae, channels, folder)
+    cpu_threads = min(len(os.sched_getaffinity(0)), _CPU_THREADS_MAX)
+    torch.set_num_threads(cpu_threads)
+    latent = _test_latent(vae, channels, factor)
+    chosen, psnr_db = _choose_dtype(folder, class_name, dtype, vae, latent)
+    takes_scaled = class_name == "AutoencoderTiny"
+    return Inspection(
+        dtype=chosen,
+        dtype_psnr_db=psnr_db,
+        latent_channels=channels,
+        spatial_factor=factor,
+        scaling_factor=float(config.get("scaling_factor") or 1.0),
+        shift_factor=float(config.get("shift_factor") or 0.0),
+        takes_scaled=takes_scaled,
+        latent_format=_latent_format(vae, channels, origin) if takes_scaled else None,
+        cpu_threads=cpu_threads,
+    )
+
+
+def _refuse_vector_scaling(config: dict[str, Any], folder: Path) -> None:
+    if config.get("latents_mean") is not None or config.get("latents_std") is not None:
+        raise VaeError(
+            f"{folder} scales each channel by its own latents_mean and latents_std, "
+            "which is not supported; only VAEs with one scaling_factor are"
+        )
+
+
+def _latent_channels(config: dict[str, Any], folder: Path) -> int:
+    channels = config.get("latent_channels", config.get("z_dim"))
+    if not isinstance(channels, int) or not 0 < channels <= 256:
+        raise VaeError(f"{folder} has latent_channels {channels!r} in its config, not 1 to 256")
+    return channels
+
+
+def _spatial_factor(vae: Any, channels: int, folder: Path) -> int:
+    z = torch.zeros(1, channels, _PROBE_CELLS, _PROBE_CELLS)
+    try:
+        shape = tuple(_decode(vae, z).shape)
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise VaeError(
+            f"{folder} can't decode a latent of shape {tuple(z.shape)}: {reason}"
+        ) from error
+    side = shape[-1]
+    if len(shape) != 4 or shape[:2] != (1, 3) or shape[2] != side or side % _PROBE_CELLS:
+        raise VaeError(f"{folder} decodes {tuple(z.shape)} to {shape}, not to a still RGB picture")
+    return int(side // _PROBE_CELLS)
+
+
+def _decode(vae: Any, z: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        sample: torch.Tensor = vae.decode(z, return_dict=False)[0]
+    return sample
+
+
+def _test_latent(vae: Any, channels: int, factor: int) -> torch.Tensor:
+    """A latent of a smooth test picture, as the VAE itself encodes it; of noise if it can't."""
+    side = max(_TIMED_PIXELS // factor, 4) * factor
+    axis = torch.linspace(0, 1, side)
+    x, y = axis[None, :], axis[:, None]
+    rings = torch.sin(40 * ((x - 0.4) ** 2 + (y - 0.6) ** 2))
+    picture = torch.stack([x + 0 * y, rings, 1 - y + 0 * x])[None] * 2 - 1
+    try:
+        with torch.inference_mode():
+            encoded = vae.encode(picture.clamp(-1, 1))
+            for name in ("latents", "latent"):
+                if hasattr(encoded, name):
+                    return torch.as_tensor(getattr(encoded, name))
+            return torch.as_tensor(encoded.latent_dist.mode())
+    except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError):
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(1, channels, side // factor, side // factor, generator=generator)
+
+
+def _choose_dtype(
+    folder: Path, class_name: str, wanted: Dtype | None, vae: Any, latent: torch.Tensor
+) -> tuple[Dtype, float]:
+    exact, exact_s = _timed_decode(vae, latent)
+    if wanted == "float32":
+        return "float32", math.inf
+    # float16 is not tried: CPUs have no fast float16 convolutions, one decode can take minutes.
+    dtype = wanted or "bfloat16"
+    narrow = load(folder, class_name=class_name, dtype=dtype)
+    if wanted is not None:
+        psnr_db = _psnr_db(_decode(narrow, latent.to(torch_dtype(dtype))), exact)
+        return _checked(dtype, psnr_db, folder)
+    sample, seconds = _timed_decode(narrow, latent.to(torch_dtype(dtype)))
+    psnr_db = _psnr_db(sample, exact)
+    log.info("%s: %.3f s, %.1f dB against float32 in %.3f s", dtype, seconds, psnr_db, exact_s)
+    if psnr_db >= _PSNR_FLOOR_DB and seconds * _WORTHWHILE_SPEEDUP < exact_s:
+        return dtype, psnr_db
+    return "float32", math.inf
+
+
+def _checked(dtype: Dtype, psnr_db: float, folder: Path) -> tuple[Dtype, float]:
+    if math.isnan(psnr_db):
+        raise VaeError(
+            f"{folder} decodes to NaN in {dtype}; add it with --dtype bfloat16 or float32"
+        )
+    return dtype, psnr_db
+
+
+def _timed_decode(vae: Any, latent: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """Return the sample and the faster time of two decodes after a first one, in seconds."""
+    sample = _decode(vae, latent)
+    seconds = []
+    for _ in range(2):
+        start_s = time.perf_counter()
+        _decode(vae, latent)
+        seconds.append(time.perf_counter() - start_s)
+    return sample, min(seconds)
+
+
+def _psnr_db(sample: torch.Tensor, exact: torch.Tensor) -> float:
+    a, b = ((x.float() / 2 + 0.5).clamp(0, 1) for x in (sample, exact))
+    mean_square = float((a - b).square().mean())
+    if math.isnan(mean_square):
+        return math.nan
+    return math.inf if mean_square == 0 else -10 * math.log10(mean_square)
+
+
+def _latent_format(vae: Any, channels: int, origin: str) -> str | None:
+    """Which model's latents a TAESD takes: told by its weights, else by its name."""
+    head = vae.decoder.layers[0].weight.detach().float().flatten()[:_FINGERPRINT_NUMBERS]
+    for name, fingerprint in _TINY_FINGERPRINTS.items():
+        if torch.allclose(head, torch.tensor(fingerprint), rtol=0.01, atol=1e-4):
+            return name
+    return _latent_format_of_name(origin, channels)
+
+
+def _latent_format_of_name(origin: str, channels: int) -> str | None:
+    names = (
+        ("sdxl", r"xl"),
+        ("sd3", r"sd-?3"),
+        ("flux1", r"f1|flux"),
+        ("sd15", r"taesd$|sd-?1|sd15"),
+    )
+    for name, pattern in names:
+        words = re.split(r"[/\\]", origin.lower().rstrip("/\\"))[-2:]
+        matches = any(re.search(pattern, word) for word in words)
+        if matches and LATENT_FORMATS[name].channels == channels:
+            return name
+    return None

@@ -1,0 +1,58 @@
+"""Building the render job of a stored content: everything a renderer needs, from one snapshot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from latentfs.errors import StoreCorruptError
+from latentfs.render.protocol import RenderRequest
+from latentfs.render.scheduler import RenderJob
+from latentfs.store.records import Inode, LatentContent
+from latentfs.store.snapshot import Snapshot
+
+__all__ = ["job_for_inode"]
+
+
+def job_for_inode(snapshot: Snapshot, store_path: Path, inode: Inode) -> RenderJob:
+    """Return the job that renders *inode* to exactly its size.
+
+    Raises:
+        StoreCorruptError: payload, recipe, VAE or a metadata blob is missing.
+    """
+    content = inode.content
+    if content is None:
+        raise StoreCorruptError("the file has no content; run latentfs fsck")
+    payload = snapshot.payload(content.payload)
+    recipe = snapshot.recipe(content.recipe)
+    if payload is None or recipe is None:
+        raise StoreCorruptError(
+            f"payload {content.payload} or recipe {content.recipe.hex()} is missing; "
+            "run latentfs fsck"
+        )
+    found = snapshot.vae_of_id(recipe.vae)
+    if found is None:
+        raise StoreCorruptError(f"VAE {recipe.vae} is missing; run latentfs fsck")
+    chunks = _chunks(snapshot, content)
+    request = RenderRequest(
+        number=0,
+        vae_folder=str(store_path / "vae" / recipe.vae),
+        vae_files=found[1].files,
+        recipe=recipe,
+        framing=content.framing,
+        size_bytes=inode.size_bytes,
+        payload_bytes=len(payload),
+        reference_bytes=0,
+        chunk_bytes=tuple(len(chunk) for chunk in chunks),
+        want_data=True,
+    )
+    return RenderJob(request, [payload, *chunks])
+
+
+def _chunks(snapshot: Snapshot, content: LatentContent) -> list[bytes]:
+    chunks = []
+    for blob in content.chunks:
+        data = snapshot.blob(blob)
+        if data is None:
+            raise StoreCorruptError(f"metadata blob {blob.hex()} is missing; run latentfs fsck")
+        chunks.append(data)
+    return chunks

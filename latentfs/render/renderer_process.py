@@ -1,0 +1,94 @@
+"""Daemon side: one renderer process and the socket to it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+
+import msgspec
+import trio
+
+from latentfs.errors import RendererLostError
+from latentfs.render import protocol
+from latentfs.render.protocol import Message, RenderRequest
+
+__all__ = ["RendererProcess", "open_renderer"]
+
+_QUIET_ENVIRONMENT = {
+    "DIFFUSERS_VERBOSITY": "error",
+    "HF_HUB_OFFLINE": "1",
+    "PYTHONWARNINGS": "ignore",
+}
+
+
+class RendererProcess:
+    """A live renderer.  Sending and receiving may go on at the same time, in one task each."""
+
+    def __init__(self, process: trio.Process, connection: trio.socket.SocketType) -> None:
+        self._process = process
+        self._connection = connection
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    async def send(self, request: RenderRequest, bulk: list[bytes]) -> None:
+        """Send a request.  If cancelled, it has either been sent whole or not at all.
+
+        Raises:
+            RendererLostError: the process is gone.
+        """
+        fd = protocol.memfd_with(bulk)
+        try:
+            await self._connection.sendmsg([protocol.encode(request)], protocol.ancillary_for(fd))
+        except OSError as error:
+            raise self._lost(error.strerror) from error
+        finally:
+            os.close(fd)
+
+    async def receive(self) -> tuple[Message, bytes | None]:
+        """Return the next message and its bulk bytes.
+
+        Raises:
+            RendererLostError: the process is gone or talks nonsense.
+        """
+        try:
+            packet, ancillary, _, _ = await self._connection.recvmsg(
+                protocol.PACKET_BYTES_MAX, protocol.ANCILLARY_BYTES
+            )
+        except OSError as error:
+            raise self._lost(error.strerror) from error
+        if not packet:
+            raise self._lost("it closed its socket")
+        try:
+            message, fd = protocol.decode_packet(packet, ancillary)
+        except msgspec.MsgspecError as error:
+            raise self._lost(f"it sent {error}") from error
+        return message, None if fd is None else protocol.read_and_close(fd)
+
+    def _lost(self, reason: str | None) -> RendererLostError:
+        return RendererLostError(f"renderer process {self.pid} was lost: {reason}")
+
+
+@contextlib.asynccontextmanager
+async def open_renderer() -> AsyncIterator[RendererProcess]:
+    """Start a renderer; kill it, and wait until it is gone, when the block is left."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with contextlib.closing(trio.socket.from_stdlib_socket(ours)) as connection:
+        with theirs:
+            process = await trio.lowlevel.open_process(
+                [sys.executable, "-m", "latentfs.render.renderer", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env={**os.environ, **_QUIET_ENVIRONMENT},
+            )
+        try:
+            yield RendererProcess(process, connection)
+        finally:
+            process.kill()
+            with trio.CancelScope(shield=True):
+                await process.wait()

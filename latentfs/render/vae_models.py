@@ -1,0 +1,81 @@
+"""Torch side: VAEs loaded from verified folders.
+
+Every VAE, the built-in one too, is loaded by :func:`load`, from safetensors only.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from latentfs.errors import VaeError
+from latentfs.latents.latent import Dtype
+from latentfs.store.records import VaeFile
+from latentfs.store.vae_files import verify
+
+__all__ = ["VaeModels", "load", "torch_dtype"]
+
+_MODELS_MAX = 4
+
+
+def torch_dtype(dtype: Dtype) -> torch.dtype:
+    return {
+        "float16": torch.float16,
+        "bfloat16": torch.bfloat16,
+        "float32": torch.float32,
+    }[dtype]
+
+
+def load(folder: Path, *, class_name: str, dtype: Dtype) -> Any:
+    """Load a diffusers autoencoder for decoding, in evaluation mode, on the CPU.
+
+    Raises:
+        VaeError: diffusers has no such autoencoder, or its files don't fit it.
+    """
+    import diffusers.models.autoencoders as autoencoders
+    from diffusers.models.modeling_utils import ModelMixin
+
+    model_class = getattr(autoencoders, class_name, None)
+    if not (isinstance(model_class, type) and issubclass(model_class, ModelMixin)):
+        raise VaeError(f"{folder} is a {class_name!r}, which is no diffusers autoencoder")
+    try:
+        model = model_class.from_pretrained(
+            folder,
+            torch_dtype=torch_dtype(dtype),
+            use_safetensors=True,
+            local_files_only=True,
+            low_cpu_mem_usage=False,
+        )
+    except Exception as error:  # whatever a hostile config or weights file makes diffusers raise
+        raise VaeError(f"{folder} can't be loaded as {class_name}: {_one_line(error)}") from error
+    return model.eval().requires_grad_(False)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+class VaeModels:
+    """The VAEs a renderer has loaded, at most a few; the least recently used one goes first."""
+
+    def __init__(self) -> None:
+        self._models: OrderedDict[tuple[str, str, str], Any] = OrderedDict()
+
+    def get(self, folder: str, files: tuple[VaeFile, ...], *, class_name: str, dtype: Dtype) -> Any:
+        """Return the model, loading it after its files were verified.
+
+        Raises:
+            VaeCorruptError: a file is missing or was changed since the VAE was added.
+            VaeError: it can't be loaded.
+        """
+        key = (folder, class_name, dtype)
+        if key not in self._models:
+            verify(Path(folder), files)
+            self._models[key] = load(Path(folder), class_name=class_name, dtype=dtype)
+            if len(self._models) > _MODELS_MAX:
+                self._models.popitem(last=False)
+        self._models.move_to_end(key)
+        return self._models[key]

@@ -1,0 +1,1 @@
+"""The durable form: a directory with an LMDB environment and the VAEs."""

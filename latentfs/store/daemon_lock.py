@@ -1,0 +1,62 @@
+"""One daemon per store: the lock that a mount holds for as long as it lives."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+from latentfs.errors import StoreLockedError
+
+__all__ = ["DaemonLock"]
+
+
+class DaemonLock:
+    """An exclusive lock on a store's ``daemon.lock``, freed by the kernel when the holder dies.
+
+    The file says who holds it (process id and mount point), for messages only.
+    """
+
+    def __init__(self, store_path: Path) -> None:
+        self._path = store_path / "daemon.lock"
+        self._fd: int | None = None
+
+    def acquire(self, *, mountpoint: Path) -> None:
+        """Take the lock without waiting.
+
+        Raises:
+            StoreLockedError: another daemon has the store mounted.
+        """
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(fd, 4096).decode("utf-8", "replace").strip() or "another process"
+            os.close(fd)
+            raise StoreLockedError(
+                f"the store {self._path.parent} is mounted already ({holder}); "
+                "unmount it with latentfs umount first"
+            ) from None
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"process {os.getpid()}, mounted on {mountpoint}\n".encode(), 0)
+        self._fd = fd
+
+    def held_elsewhere(self) -> bool:
+        """Whether a daemon, in this or another process, holds the lock now."""
+        try:
+            fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+        return False
+
+    def release(self) -> None:
+        if self._fd is not None:
+            os.ftruncate(self._fd, 0)
+            os.close(self._fd)
+            self._fd = None

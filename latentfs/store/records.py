@@ -1,0 +1,160 @@
+"""What the store's tables hold, as typed records.
+
+Records are msgpack arrays (``array_like``), so fields may only ever be appended, with a default;
+any other change raises ``SCHEMA_VERSION`` in :mod:`latentfs.store.tables`.
+"""
+
+from __future__ import annotations
+
+import stat
+
+import msgspec
+
+from latentfs.images.framing import Framing
+from latentfs.latents.latent import Dtype
+
+__all__ = ["Change", "Inode", "LatentContent", "Source", "Totals", "VaeFile", "VaeRecord"]
+
+
+class Change(msgspec.Struct, frozen=True, array_like=True):
+    """What one transaction changed of what the kernel of a live mount may remember.
+
+    Attributes:
+        removed: (parent ino, name, ino) of entries that no longer lead to that inode.
+        directories: inode numbers of directories whose attributes changed.
+    """
+
+    removed: tuple[tuple[int, bytes, int], ...]
+    directories: tuple[int, ...]
+
+
+class Source(msgspec.Struct, frozen=True, array_like=True):
+    """Where a content came from.
+
+    Attributes:
+        name: file name of the imported file.
+        kind: reader that read it: ``comfyui``, ``diffusers`` or ``diffusers-packed``.
+        index: which latent of the file's batch, from 0.
+        metadata: id of the metadata blob that holds the file's own key-value pairs as JSON.
+    """
+
+    name: str
+    kind: str
+    index: int
+    metadata: bytes | None
+
+
+class LatentContent(msgspec.Struct, frozen=True, array_like=True):
+    """The bytes of a picture, as payload + recipe + framing.
+
+    Attributes:
+        payload: id in the ``payloads`` table.
+        recipe: id in the catalog.
+        framing: format and encoder of the file.
+        chunks: ids of the metadata blobs that are kept verbatim in the file, in order.
+        rendition_sha256: of the file's bytes as first rendered; advisory.
+        width, height: in pixels.
+        source: provenance.
+    """
+
+    payload: int
+    recipe: bytes
+    framing: Framing
+    chunks: tuple[bytes, ...]
+    rendition_sha256: bytes
+    width: int
+    height: int
+    source: Source
+
+
+class Inode(msgspec.Struct, frozen=True, array_like=True):
+    """A file or directory.  A number is never used again for another content.
+
+    ``size_bytes`` is exact before anything is rendered.  Times are nanoseconds since the epoch.
+    """
+
+    mode: int
+    uid: int
+    gid: int
+    nlink: int
+    size_bytes: int
+    mtime_ns: int
+    ctime_ns: int
+    content: LatentContent | None = None
+
+    @property
+    def is_directory(self) -> bool:
+        return stat.S_ISDIR(self.mode)
+
+
+class VaeFile(msgspec.Struct, frozen=True, array_like=True):
+    """One file of a VAE's folder and what it must hash to when it is loaded."""
+
+    name: str
+    size_bytes: int
+    sha256: str
+
+
+class VaeRecord(msgspec.Struct, frozen=True, array_like=True):
+    """A VAE that the store can decode with.
+
+    Attributes:
+        id: hash of class, config and weights; also the name of its folder under ``vae/``.
+        class_name: diffusers class.
+        dtype: chosen when it was added; part of the recipe of everything imported with it.
+        latent_channels: C of the latents it takes.
+        spatial_factor: pixels per latent cell along one side.
+        scaling_factor, shift_factor: of its diffusers config.
+        takes_scaled: whether it takes scaled latents (TAESD) rather than VAE-native ones.
+        latent_format: name in :data:`latentfs.latents.scaling.LATENT_FORMATS`, if known.
+        cpu_threads: threads of one decode on a CPU, fixed so that every import has one recipe.
+        origin: folder or hub id it was added from.
+    """
+
+    id: str
+    class_name: str
+    dtype: Dtype
+    latent_channels: int
+    spatial_factor: int
+    scaling_factor: float
+    shift_factor: float
+    takes_scaled: bool
+    latent_format: str | None
+    cpu_threads: int
+    files: tuple[VaeFile, ...]
+    origin: str
+
+
+class Totals(msgspec.Struct, frozen=True, array_like=True):
+    """Sums over the store, kept in step by every transaction and checked by fsck.
+
+    Attributes:
+        files: regular files.
+        directories: directories, the root among them.
+        size_bytes: sum of the sizes the files show.
+        payloads: distinct payloads.
+        payload_bytes: their bytes.
+    """
+
+    files: int = 0
+    directories: int = 0
+    size_bytes: int = 0
+    payloads: int = 0
+    payload_bytes: int = 0
+
+    def plus(
+        self,
+        *,
+        files: int = 0,
+        directories: int = 0,
+        size_bytes: int = 0,
+        payloads: int = 0,
+        payload_bytes: int = 0,
+    ) -> Totals:
+        return Totals(
+            self.files + files,
+            self.directories + directories,
+            self.size_bytes + size_bytes,
+            self.payloads + payloads,
+            self.payload_bytes + payload_bytes,
+        )

@@ -1,0 +1,269 @@
+"""Reading the store: a consistent view of all tables as of one moment."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import TypeVar, cast
+
+import lmdb
+import msgspec
+import zstandard
+
+from latentfs.errors import PathError, StoreCorruptError, VaeNotFoundError
+from latentfs.latents import payload as codec
+from latentfs.latents.payload import PayloadHeader
+from latentfs.latents.recipe import Recipe
+from latentfs.store import tables
+from latentfs.store.records import Change, Inode, Totals, VaeRecord
+
+__all__ = ["Snapshot", "blob_id", "check_name", "split_path"]
+
+T = TypeVar("T")
+
+_METADATA_BLOB_BYTES_MAX = 256 * 1024 * 1024
+
+
+class Decoders:
+    """msgpack decoders, built once: building one costs more than using it."""
+
+    inode = msgspec.msgpack.Decoder(Inode)
+    change = msgspec.msgpack.Decoder(Change)
+    totals = msgspec.msgpack.Decoder(Totals)
+    vae = msgspec.msgpack.Decoder(VaeRecord)
+    integer = msgspec.msgpack.Decoder(int)
+    recipe = msgspec.json.Decoder(Recipe)
+
+
+def split_path(path: str) -> list[bytes]:
+    """Return the names of an absolute *path* inside the store, outermost first.
+
+    Raises:
+        PathError: it is not absolute, or has a name that no directory can hold.
+    """
+    if not path.startswith("/"):
+        raise PathError(f"path {path!r} inside the store must start with '/'")
+    return [check_name(part) for part in path.split("/") if part not in ("", ".")]
+
+
+def check_name(name: str) -> bytes:
+    """Return *name* as the bytes of a directory entry.
+
+    Raises:
+        PathError: it is empty, ``.``, ``..``, too long, or has ``/``, NUL or invalid UTF-8.
+    """
+    try:
+        encoded = name.encode("utf-8")
+    except UnicodeEncodeError:
+        shown = name.encode("utf-8", "backslashreplace").decode()
+        raise PathError(f"name '{shown}' is not valid UTF-8; rename it first") from None
+    if name in ("", ".", ".."):
+        raise PathError(f"name {name!r} can't be used for a file or folder in the store")
+    if b"/" in encoded or b"\0" in encoded:
+        raise PathError(f"name {name!r} has a '/' or NUL in it; rename it first")
+    if len(encoded) > tables.NAME_BYTES_MAX:
+        raise PathError(
+            f"name {name[:40]!r}... is {len(encoded)} bytes long, at most "
+            f"{tables.NAME_BYTES_MAX} are possible; rename it first"
+        )
+    return encoded
+
+
+def blob_id(data: bytes) -> bytes:
+    """Return the 16 bytes that name a metadata blob: a hash of its bytes."""
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
+class Snapshot:
+    """A read transaction.  Buffers it returns are valid only until it is closed.
+
+    Made by :meth:`latentfs.store.store.Store.read`; not to be shared between threads.
+    """
+
+    def __init__(self, txn: lmdb.Transaction, dbs: dict[str, lmdb._Database]) -> None:
+        self._txn = txn
+        self._dbs = dbs
+
+    def _get(self, table: str, key: bytes) -> memoryview | None:
+        # Typed as either by lmdb; a transaction with buffers=True gives memoryviews.
+        return cast("memoryview | None", self._txn.get(key, db=self._dbs[table]))
+
+    def _decode(
+        self, decoder: msgspec.msgpack.Decoder[T], value: bytes | memoryview, what: str
+    ) -> T:
+        try:
+            return decoder.decode(value)
+        except msgspec.MsgspecError as error:
+            raise StoreCorruptError(f"{what} can't be read ({error}); run latentfs fsck") from error
+
+    # Inodes and directory entries
+
+    def inode(self, ino: int) -> Inode | None:
+        value = self._get("inodes", tables.ino_key(ino))
+        return None if value is None else self._decode(Decoders.inode, value, f"inode {ino}")
+
+    def inodes(self) -> Iterator[tuple[int, Inode]]:
+        for key, value in self._txn.cursor(db=self._dbs["inodes"]):
+            ino = int.from_bytes(key, "big")
+            yield ino, self._decode(Decoders.inode, value, f"inode {ino}")
+
+    def lookup(self, parent_ino: int, name: bytes) -> int | None:
+        """Return the inode number that *name* in the directory *parent_ino* leads to."""
+        if not 0 < len(name) <= tables.NAME_BYTES_MAX:
+            return None
+        value = self._get("dentries", tables.dentry_key(parent_ino, name))
+        return None if value is None else int.from_bytes(value, "big")
+
+    def entries(self, parent_ino: int) -> Iterator[tuple[bytes, int]]:
+        """Yield (name, ino) of a directory in byte order of the names."""
+        prefix = tables.ino_key(parent_ino)
+        cursor = self._txn.cursor(db=self._dbs["dentries"])
+        if not cursor.set_range(prefix):
+            return
+        for key, value in cursor:
+            if key[:8] != prefix:
+                return
+            yield bytes(key[8:]), int.from_bytes(value, "big")
+
+    def resolve(self, path: str) -> tuple[int, Inode] | None:
+        """Return (ino, inode) of an absolute *path* in the store, None where there is none."""
+        ino = tables.ROOT_INO
+        for name in split_path(path):
+            found = self.lookup(ino, name)
+            if found is None:
+                return None
+            ino = found
+        inode = self.inode(ino)
+        return None if inode is None else (ino, inode)
+
+    # Payloads and metadata
+
+    def _payload_rows(self, payload: int) -> Iterator[bytes | memoryview]:
+        prefix = tables.ino_key(payload)
+        cursor = self._txn.cursor(db=self._dbs["payloads"])
+        if not cursor.set_range(tables.payload_key(payload, 0)):
+            return
+        for key, value in cursor:
+            if key[:8] != prefix:
+                return
+            yield value
+
+    def payload(self, payload: int) -> bytes | None:
+        """Return a copy of the payload's bytes, None where it is missing."""
+        rows = list(self._payload_rows(payload))
+        return b"".join(rows) if rows else None
+
+    def payload_bytes(self, payload: int) -> int:
+        """Return the payload's length without reading it; 0 where it is missing."""
+        return sum(len(row) for row in self._payload_rows(payload))
+
+    def payload_header(self, payload: int) -> PayloadHeader | None:
+        """Return what the payload says of itself, None where it is missing.
+
+        Raises:
+            CorruptPayloadError: its header can't be true.
+        """
+        row = self._get("payloads", tables.payload_key(payload, 0))
+        return None if row is None else codec.header(row)
+
+    def payload_ids(self) -> Iterator[int]:
+        for key in self._txn.cursor(db=self._dbs["payloads"]).iternext(values=False):
+            payload, row = tables.parse_payload_key(key)
+            if row == 0:
+                yield payload
+
+    def payload_index(self) -> Iterator[tuple[bytes, int, int]]:
+        """Yield (digest, payload id, references) of all payloads."""
+        for key, value in self._txn.cursor(db=self._dbs["payload_index"]):
+            references = int.from_bytes(value[8:], "big")
+            yield bytes(key), int.from_bytes(value[:8], "big"), references
+
+    def payload_of_digest(self, digest: bytes) -> int | None:
+        value = self._get("payload_index", digest)
+        return None if value is None else int.from_bytes(value[:8], "big")
+
+    def blob(self, blob: bytes) -> bytes | None:
+        """Return the metadata blob of that id, None where it is missing."""
+        value = self._get("metadata", tables.blob_key(blob))
+        if value is None:
+            return None
+        try:
+            return zstandard.ZstdDecompressor().decompress(
+                value, max_output_size=_METADATA_BLOB_BYTES_MAX
+            )
+        except zstandard.ZstdError as error:
+            raise StoreCorruptError(
+                f"metadata blob {blob.hex()} can't be decompressed ({error}); run latentfs fsck"
+            ) from error
+
+    def blobs(self) -> Iterator[tuple[bytes, int]]:
+        """Yield (id, references) of all metadata blobs."""
+        for key, value in self._txn.cursor(db=self._dbs["metadata"]):
+            if key[16:] == b"\x01":
+                yield bytes(key[:16]), int.from_bytes(value, "big")
+
+    # Catalog
+
+    def recipe(self, recipe: bytes) -> Recipe | None:
+        value = self._get("catalog", b"recipe:" + recipe)
+        if value is None:
+            return None
+        try:
+            return Decoders.recipe.decode(value)
+        except msgspec.MsgspecError as error:
+            raise StoreCorruptError(
+                f"recipe {recipe.hex()} can't be read ({error}); run latentfs fsck"
+            ) from error
+
+    def vaes(self) -> Iterator[tuple[str, VaeRecord]]:
+        """Yield (name, record) of every VAE in the store, by name."""
+        cursor = self._txn.cursor(db=self._dbs["catalog"])
+        cursor.set_range(b"vae:")
+        for key, value in cursor:
+            if key[:4] != b"vae:":
+                return
+            name = bytes(key[4:]).decode()
+            yield name, self._decode(Decoders.vae, value, f"VAE {name!r}")
+
+    def vae(self, name: str) -> VaeRecord:
+        """Return the VAE added under *name*.
+
+        Raises:
+            VaeNotFoundError: there is none; the message lists the names there are.
+        """
+        value = self._get("catalog", b"vae:" + name.encode("utf-8", "replace"))
+        if value is None:
+            names = ", ".join(known for known, _ in self.vaes()) or "none"
+            raise VaeNotFoundError(
+                f"the store has no VAE {name!r} (it has: {names}); add it with latentfs vae add"
+            )
+        return self._decode(Decoders.vae, value, f"VAE {name!r}")
+
+    def vae_of_id(self, vae_id: str) -> tuple[str, VaeRecord] | None:
+        """Return (name, record) of the first VAE with that id."""
+        return next(((name, vae) for name, vae in self.vaes() if vae.id == vae_id), None)
+
+    def totals(self) -> Totals:
+        value = self._get("catalog", b"totals")
+        return Totals() if value is None else self._decode(Decoders.totals, value, "the totals")
+
+    def next_change(self) -> int:
+        """Return the number that the next transaction's change will have."""
+        return self._catalog_integer(b"next_change")
+
+    def changes_since(self, number: int) -> list[Change]:
+        """Return the changes numbered *number* and up, as far as they are still kept."""
+        changes = []
+        cursor = self._txn.cursor(db=self._dbs["catalog"])
+        cursor.set_range(tables.change_key(number))
+        for key, value in cursor:
+            if bytes(key[:7]) != b"change:":
+                break
+            changes.append(self._decode(Decoders.change, value, "a change"))
+        return changes
+
+    def _catalog_integer(self, key: bytes) -> int:
+        value = self._get("catalog", key)
+        if value is None:
+            raise StoreCorruptError(f"the catalog has no {key.decode()!r}; run latentfs fsck")
+        return self._decode(Decoders.integer, value, key.decode())

@@ -1,0 +1,275 @@
+"""A store on disk: one directory that holds everything.
+
+::
+
+    STORE/
+        latentfs.toml   format version and when it was made; the mark of a store
+        lmdb/           the LMDB environment (:mod:`latentfs.store.tables`)
+        vae/<id>/       verified copies of the VAEs (:mod:`latentfs.store.vae_files`)
+        daemon.lock     held by the daemon that has the store mounted
+        control.sock    that daemon's control socket
+
+LMDB lets many processes read while one writes, so the command line works beside a live mount.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import lmdb
+import msgspec
+import tomli_w
+
+from latentfs.errors import (
+    StoreCorruptError,
+    StoreError,
+    StoreExistsError,
+    StoreFullError,
+    StoreNotFoundError,
+    StoreVersionError,
+)
+from latentfs.store import tables
+from latentfs.store.records import Totals
+from latentfs.store.snapshot import Snapshot
+from latentfs.store.transaction import Transaction
+
+__all__ = ["FORMAT_VERSION", "Store", "StoreStatistics"]
+
+FORMAT_VERSION = 1
+_SETTINGS_NAME = "latentfs.toml"
+# Only address space: the file grows by what is written.  Large enough never to be reached.
+_MAP_BYTES = 4 << 40
+_READERS_MAX = 512
+_META_PAGES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStatistics:
+    """Sums over a store.
+
+    Attributes:
+        totals: files, payloads and their bytes.
+        store_bytes: LMDB pages in use, in bytes: everything but ``vae/`` and free pages.
+    """
+
+    totals: Totals
+    store_bytes: int
+
+
+class Store:
+    """An open store.
+
+    Owns the LMDB environment; hands out snapshots and transactions.  Transactions of all processes
+    exclude each other; snapshots never wait.  May be used from several threads, each with its own
+    snapshot.
+    """
+
+    def __init__(self, path: Path, env: lmdb.Environment, *, create: bool) -> None:
+        self.path = path
+        self._env = env
+        self._dbs = {name: env.open_db(name.encode(), create=create) for name in tables.TABLES}
+
+    # Creating and opening
+
+    @classmethod
+    def create(cls, path: Path) -> Store:
+        """Make a new, empty store at *path*, which must not exist or be an empty directory.
+
+        The mark ``latentfs.toml`` is written last: a half-made store is not taken for one.
+
+        Raises:
+            StoreExistsError: something is there.
+            StoreFullError: the disk is full; what was made is removed again.
+        """
+        if path.is_dir() and not any(path.iterdir()):
+            made_directory = False
+        elif path.exists() or path.is_symlink():
+            what = "a store" if (path / _SETTINGS_NAME).exists() else "something"
+            raise StoreExistsError(f"there is {what} at {path} already; choose another path")
+        else:
+            made_directory = True
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            return cls._create_in(path)
+        except OSError as error:
+            _remove_half_made(path, also_directory=made_directory)
+            raise StoreError(f"can't make a store at {path}: {error.strerror}") from error
+        except StoreError:
+            _remove_half_made(path, also_directory=made_directory)
+            raise
+
+    @classmethod
+    def _create_in(cls, path: Path) -> Store:
+        (path / "lmdb").mkdir()
+        (path / "vae").mkdir()
+        store = cls(path, _open_environment(path, writable=True), create=True)
+        with store.write() as transaction:
+            transaction.create_tables(uid=os.getuid(), gid=os.getgid())
+        settings = path / (_SETTINGS_NAME + ".new")
+        with settings.open("wb") as file:
+            tomli_w.dump({"format_version": FORMAT_VERSION}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        settings.rename(path / _SETTINGS_NAME)
+        sync_directory(path)
+        return store
+
+    @classmethod
+    def open(cls, path: Path, *, writable: bool = False) -> Store:
+        """Open the store at *path*, which never waits for a writer unless *writable*.
+
+        Raises:
+            StoreNotFoundError: there is none.
+            StoreVersionError: it was written by a newer latentfs.
+            StoreCorruptError: its settings or its LMDB environment can't be read.
+        """
+        _check_format_version(path)
+        try:
+            store = cls(path, _open_environment(path, writable=writable), create=False)
+            if store._schema_version() == tables.SCHEMA_VERSION:
+                return store
+            store.close()
+            with cls(path, _open_environment(path, writable=True), create=False) as older:
+                older._migrate()
+            return cls(path, _open_environment(path, writable=writable), create=False)
+        except lmdb.Error as error:
+            raise StoreCorruptError(
+                f"the LMDB environment of {path} can't be opened: {error}"
+            ) from error
+
+    def _schema_version(self) -> int:
+        with self._env.begin(db=self._dbs["catalog"]) as txn:
+            value = txn.get(b"schema")
+        if value is None:
+            raise StoreCorruptError(f"the store {self.path} has no schema version")
+        version = msgspec.msgpack.decode(value, type=int)
+        if version > tables.SCHEMA_VERSION:
+            raise _newer("schema", version, tables.SCHEMA_VERSION, self.path)
+        return version
+
+    def _migrate(self) -> None:
+        with self._env.begin(write=True) as txn:
+            for older in range(self._schema_version(), tables.SCHEMA_VERSION):
+                tables.MIGRATIONS[older](txn)
+            version = msgspec.msgpack.encode(tables.SCHEMA_VERSION)
+            txn.put(b"schema", version, db=self._dbs["catalog"])
+
+    # Use
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Snapshot]:
+        """A consistent view of the store; costs a few microseconds and never waits."""
+        with self._env.begin(buffers=True) as txn:
+            yield Snapshot(txn, self._dbs)
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[Transaction]:
+        """One atomic change, on disk when the block has ended without an exception.
+
+        Waits for other writers, in this and other processes.
+
+        Raises:
+            StoreFullError: the disk is full; the store is as it was.
+        """
+        try:
+            with self._env.begin(write=True, buffers=True) as txn:
+                transaction = Transaction(txn, self._dbs)
+                yield transaction
+                transaction.finish()
+        except (lmdb.MapFullError, lmdb.DiskError) as error:
+            raise StoreFullError(
+                f"no space left for the store {self.path} ({error}); nothing of this change was "
+                "kept: free some space and try again"
+            ) from error
+
+    def changes(self) -> int:
+        """Return a number that grows with every committed transaction of any process."""
+        return int(self._env.info()["last_txnid"])
+
+    def statistics(self) -> StoreStatistics:
+        with self.read() as snapshot:
+            totals = snapshot.totals()
+        return StoreStatistics(totals=totals, store_bytes=self._pages_in_use() * tables.PAGE_BYTES)
+
+    def _pages_in_use(self) -> int:
+        with self._env.begin() as txn:
+            stats = [txn.stat(db) for db in self._dbs.values()]
+        stats.append(self._env.stat())
+        pages = sum(s["branch_pages"] + s["leaf_pages"] + s["overflow_pages"] for s in stats)
+        return int(pages) + _META_PAGES
+
+    def close(self) -> None:
+        self._env.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _open_environment(path: Path, *, writable: bool) -> lmdb.Environment:
+    return lmdb.open(
+        str(path / "lmdb"),
+        readonly=not writable,
+        create=writable,
+        map_size=_MAP_BYTES,
+        max_dbs=len(tables.TABLES),
+        max_readers=_READERS_MAX,
+        # Random reads of whole payloads: the kernel's readahead would only evict others.
+        readahead=False,
+        meminit=False,
+    )
+
+
+def _check_format_version(path: Path) -> None:
+    settings_path = path / _SETTINGS_NAME
+    try:
+        settings = tomllib.loads(settings_path.read_text("utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise StoreNotFoundError(
+            f"there is no latentfs store at {path} (no {_SETTINGS_NAME} in it); "
+            "make one with latentfs init"
+        ) from None
+    except OSError as error:
+        raise StoreError(f"the store {path} can't be read: {error.strerror}") from error
+    except ValueError as error:
+        raise StoreCorruptError(f"{settings_path} can't be read: {error}") from error
+    version = settings.get("format_version")
+    if not isinstance(version, int):
+        raise StoreCorruptError(f"{settings_path} has no format_version")
+    if version > FORMAT_VERSION:
+        raise _newer("format", version, FORMAT_VERSION, path)
+
+
+def _newer(what: str, version: int, known: int, path: Path) -> StoreVersionError:
+    return StoreVersionError(
+        f"the store {path} has {what} version {version}, this latentfs knows versions up to "
+        f"{known}; use a newer latentfs"
+    )
+
+
+def _remove_half_made(path: Path, *, also_directory: bool) -> None:
+    for name in ("lmdb", "vae"):
+        shutil.rmtree(path / name, ignore_errors=True)
+    for name in (_SETTINGS_NAME, _SETTINGS_NAME + ".new"):
+        (path / name).unlink(missing_ok=True)
+    if also_directory:
+        with contextlib.suppress(OSError):
+            path.rmdir()
+
+
+def sync_directory(path: Path) -> None:
+    """Make the entries of a directory durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

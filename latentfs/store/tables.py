@@ -1,0 +1,116 @@
+"""The layout of the LMDB environment: each table, its keys and its values.
+
+Integers in keys are big-endian, so that LMDB's byte order is numeric order.  Records are msgpack
+(:mod:`latentfs.store.records`).
+
+==============  ===================================  ==============================================
+table           key                                  value
+==============  ===================================  ==============================================
+catalog         ``schema``                           schema version, msgpack integer
+                ``next_ino``, ``next_payload``,      next free id, msgpack integer
+                ``next_change``
+                ``totals``                           Totals
+                ``vae:`` + name                      VaeRecord
+                ``recipe:`` + recipe id (16 bytes)   Recipe, JSON
+                ``change:`` + number (8)             Change, of the last CHANGES_KEPT transactions
+inodes          ino (8)                              Inode
+dentries        parent ino (8) + name (1-255)        ino (8)
+payloads        payload id (8) + row (2)             a piece of the payload, see below
+payload_index   digest of the latent (32)            payload id (8) + references (8)
+metadata        blob id (16) + 0                     blob, zstd
+                blob id (16) + 1                     references (8)
+==============  ===================================  ==============================================
+
+A **payload** is stored as a run of rows.  LMDB gives a value of more than about 2 KB pages of its
+own, on average half of the last page empty: 7% of a 4-channel latent.  So row 0 takes as many
+bytes as fill whole pages exactly, and the rest follows in rows small enough to share a leaf page.
+Payload ids are handed out in order, so that rows are appended and leaf pages fill up.
+
+**Migration.**  A store of a newer schema is refused.  An older one is migrated by the functions in
+``MIGRATIONS`` (from version N to N + 1), in one transaction, before anything else is read.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+
+import lmdb
+
+__all__ = [
+    "CHANGES_KEPT",
+    "MIGRATIONS",
+    "NAME_BYTES_MAX",
+    "PAGE_BYTES",
+    "ROOT_INO",
+    "SCHEMA_VERSION",
+    "TABLES",
+    "blob_key",
+    "blob_references_key",
+    "change_key",
+    "dentry_key",
+    "ino_key",
+    "parse_payload_key",
+    "payload_key",
+    "split_payload",
+]
+
+SCHEMA_VERSION = 1
+MIGRATIONS: dict[int, Callable[[lmdb.Transaction], None]] = {}
+
+TABLES = ("catalog", "inodes", "dentries", "payloads", "payload_index", "metadata")
+ROOT_INO = 1
+NAME_BYTES_MAX = 255
+
+CHANGES_KEPT = 1000
+"""A daemon looks for changes twice a second, so it misses none unless it is stopped for long."""
+
+PAGE_BYTES = 4096
+_OVERFLOW_HEADER_BYTES = 16
+# Four rows of this size, with their keys and node headers, fill a leaf page.
+_TAIL_ROW_BYTES = 994
+
+_U64 = struct.Struct(">Q")
+_PAYLOAD_KEY = struct.Struct(">QH")
+
+
+def ino_key(ino: int) -> bytes:
+    return _U64.pack(ino)
+
+
+def dentry_key(parent_ino: int, name: bytes) -> bytes:
+    return _U64.pack(parent_ino) + name
+
+
+def payload_key(payload: int, row: int) -> bytes:
+    return _PAYLOAD_KEY.pack(payload, row)
+
+
+def parse_payload_key(key: bytes | memoryview) -> tuple[int, int]:
+    """Return (payload id, row)."""
+    payload, row = _PAYLOAD_KEY.unpack(key)
+    return payload, row
+
+
+def blob_key(blob: bytes) -> bytes:
+    return blob + b"\x00"
+
+
+def blob_references_key(blob: bytes) -> bytes:
+    return blob + b"\x01"
+
+
+def change_key(number: int) -> bytes:
+    return b"change:" + _U64.pack(number)
+
+
+def split_payload(payload: bytes) -> Iterator[bytes]:
+    """Yield the rows of *payload*: whole pages first, then the tail in small rows."""
+    view = memoryview(payload)
+    pages = (len(view) + _OVERFLOW_HEADER_BYTES) // PAGE_BYTES
+    start = max(0, pages * PAGE_BYTES - _OVERFLOW_HEADER_BYTES)
+    if start:
+        yield bytes(view[:start])
+    while start < len(view):
+        yield bytes(view[start : start + _TAIL_ROW_BYTES])
+        start += _TAIL_ROW_BYTES

@@ -1,0 +1,218 @@
+"""Changing the store: one atomic, durable transaction.
+
+Everything that a transaction did is on disk when it has committed, and none of it when it has not.
+Reference counts, link counts and totals are kept here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import stat
+import time
+
+import lmdb
+import msgspec
+import zstandard
+
+from latentfs.errors import PathError, StoreCorruptError
+from latentfs.latents.recipe import Recipe
+from latentfs.store import tables
+from latentfs.store.records import Change, Inode, LatentContent, VaeRecord
+from latentfs.store.snapshot import Snapshot, blob_id, split_path
+
+__all__ = ["Transaction"]
+
+_DIRECTORY_MODE = stat.S_IFDIR | 0o755
+_METADATA_LEVEL = 19
+
+
+class Transaction(Snapshot):
+    """A write transaction; made by :meth:`latentfs.store.store.Store.write`."""
+
+    def __init__(self, txn: lmdb.Transaction, dbs: dict[str, lmdb._Database]) -> None:
+        super().__init__(txn, dbs)
+        self._totals = self.totals()
+        self._removed: list[tuple[int, bytes, int]] = []
+        self._directories: set[int] = set()
+
+    def finish(self) -> None:
+        """Write what is kept in memory until the end; called once, before the commit."""
+        self._put_catalog(b"totals", self._totals)
+        if self._removed or self._directories:
+            self._put_change(Change(tuple(self._removed), tuple(self._directories)))
+
+    def _put_change(self, change: Change) -> None:
+        number = self._next(b"next_change")
+        self._put_catalog(tables.change_key(number), change)
+        self._txn.delete(tables.change_key(number - tables.CHANGES_KEPT), db=self._dbs["catalog"])
+
+    def _put(self, table: str, key: bytes, value: bytes, *, append: bool = False) -> None:
+        self._txn.put(key, value, db=self._dbs[table], append=append)
+
+    def _put_catalog(self, key: bytes, value: object) -> None:
+        self._put("catalog", key, msgspec.msgpack.encode(value))
+
+    def _next(self, counter: bytes) -> int:
+        number = self._catalog_integer(counter)
+        self._put_catalog(counter, number + 1)
+        return number
+
+    # Set-up
+
+    def create_tables(self, *, uid: int, gid: int) -> None:
+        """Write an empty store: schema version, counters and the root directory."""
+        self._put_catalog(b"schema", tables.SCHEMA_VERSION)
+        self._put_catalog(b"next_ino", tables.ROOT_INO + 1)
+        self._put_catalog(b"next_payload", 1)
+        self._put_catalog(b"next_change", tables.CHANGES_KEPT)
+        now_ns = time.time_ns()
+        root = Inode(_DIRECTORY_MODE, uid, gid, 2, 0, now_ns, now_ns)
+        self.put_inode(tables.ROOT_INO, root)
+        self._totals = self._totals.plus(directories=1)
+
+    # Catalog
+
+    def put_vae(self, name: str, vae: VaeRecord) -> None:
+        self._put_catalog(b"vae:" + name.encode(), vae)
+
+    def put_recipe(self, recipe: Recipe) -> bytes:
+        """Store *recipe* unless it is there; return its id."""
+        key = b"recipe:" + recipe.id
+        if self._get("catalog", key) is None:
+            self._put("catalog", key, msgspec.json.encode(recipe))
+        return recipe.id
+
+    # Inodes and directory entries
+
+    def put_inode(self, ino: int, inode: Inode) -> None:
+        self._put("inodes", tables.ino_key(ino), msgspec.msgpack.encode(inode))
+
+    def make_directories(self, path: str, *, uid: int, gid: int) -> int:
+        """Return the inode number of the directory *path*, making what is missing of it."""
+        ino = tables.ROOT_INO
+        for name in split_path(path):
+            child = self.lookup(ino, name)
+            if child is None:
+                child = self._make_directory(ino, name, uid=uid, gid=gid)
+            else:
+                inode = self.inode(child)
+                if inode is None or not inode.is_directory:
+                    raise PathError(
+                        f"{name.decode()!r} in {path!r} is a file, not a folder; choose another "
+                        "target folder"
+                    )
+            ino = child
+        return ino
+
+    def _make_directory(self, parent_ino: int, name: bytes, *, uid: int, gid: int) -> int:
+        now_ns = time.time_ns()
+        ino = self._next(b"next_ino")
+        self.put_inode(ino, Inode(_DIRECTORY_MODE, uid, gid, 2, 0, now_ns, now_ns))
+        self._put("dentries", tables.dentry_key(parent_ino, name), tables.ino_key(ino))
+        self._touch_directory(parent_ino, now_ns=now_ns, links=1)
+        self._totals = self._totals.plus(directories=1)
+        return ino
+
+    def _touch_directory(self, ino: int, *, now_ns: int, links: int = 0) -> None:
+        directory = self.inode(ino)
+        if directory is None:
+            raise StoreCorruptError(f"directory inode {ino} is missing; run latentfs fsck")
+        changed = msgspec.structs.replace(
+            directory, mtime_ns=now_ns, ctime_ns=now_ns, nlink=directory.nlink + links
+        )
+        self.put_inode(ino, changed)
+        self._directories.add(ino)
+
+    def add_file(self, parent_ino: int, name: bytes, inode: Inode) -> int:
+        """Make *inode* a new file called *name*, which must be free; return its number.
+
+        References to the payload and the metadata blobs of its content are counted here.
+        """
+        key = tables.dentry_key(parent_ino, name)
+        if self._get("dentries", key) is not None:
+            raise PathError(f"{name.decode()!r} exists already in directory inode {parent_ino}")
+        ino = self._next(b"next_ino")
+        self.put_inode(ino, inode)
+        self._put("dentries", key, tables.ino_key(ino))
+        if inode.content is not None:
+            self._count_references(inode.content, +1)
+        self._touch_directory(parent_ino, now_ns=time.time_ns())
+        self._totals = self._totals.plus(files=1, size_bytes=inode.size_bytes)
+        return ino
+
+    def remove_file(self, parent_ino: int, name: bytes) -> None:
+        """Remove the file *name* and, with its last link, its content."""
+        ino = self.lookup(parent_ino, name)
+        inode = None if ino is None else self.inode(ino)
+        if ino is None or inode is None or inode.is_directory:
+            raise PathError(f"{name.decode()!r} in directory inode {parent_ino} is not a file")
+        self._txn.delete(tables.dentry_key(parent_ino, name), db=self._dbs["dentries"])
+        self._txn.delete(tables.ino_key(ino), db=self._dbs["inodes"])
+        self._removed.append((parent_ino, name, ino))
+        if inode.content is not None:
+            self._count_references(inode.content, -1)
+        self._touch_directory(parent_ino, now_ns=time.time_ns())
+        self._totals = self._totals.plus(files=-1, size_bytes=-inode.size_bytes)
+
+    # Payloads and metadata
+
+    def add_payload(self, digest: bytes, payload: bytes) -> int:
+        """Store *payload* unless a latent of that *digest* is stored; return its id.
+
+        Its reference count starts at 0: the file that uses it is added in the same transaction.
+        """
+        known = self.payload_of_digest(digest)
+        if known is not None:
+            return known
+        number = self._next(b"next_payload")
+        for row, piece in enumerate(tables.split_payload(payload)):
+            self._put("payloads", tables.payload_key(number, row), piece, append=True)
+        self._put("payload_index", digest, tables.ino_key(number) + bytes(8))
+        self._totals = self._totals.plus(payloads=1, payload_bytes=len(payload))
+        return number
+
+    def add_blob(self, data: bytes) -> bytes:
+        """Store a metadata blob unless it is there; return its id."""
+        blob = blob_id(data)
+        if self._get("metadata", tables.blob_key(blob)) is None:
+            compressor = zstandard.ZstdCompressor(level=_METADATA_LEVEL)
+            self._put("metadata", tables.blob_key(blob), compressor.compress(data))
+            self._put("metadata", tables.blob_references_key(blob), bytes(8))
+        return blob
+
+    def _count_references(self, content: LatentContent, change: int) -> None:
+        self._count_payload(content.payload, change)
+        for blob in content.chunks:
+            self._count_blob(blob, change)
+        if content.source.metadata is not None:
+            self._count_blob(content.source.metadata, change)
+
+    def _count_payload(self, payload: int, change: int) -> None:
+        header = self.payload_header(payload)
+        entry = None if header is None else self._get("payload_index", header.digest)
+        if header is None or entry is None:
+            raise StoreCorruptError(f"payload {payload} or its index is missing; run latentfs fsck")
+        references = int.from_bytes(entry[8:], "big") + change
+        if references > 0:
+            counted = tables.ino_key(payload) + tables.ino_key(references)
+            self._put("payload_index", header.digest, counted)
+            return
+        self._totals = self._totals.plus(payloads=-1, payload_bytes=-self.payload_bytes(payload))
+        self._txn.delete(header.digest, db=self._dbs["payload_index"])
+        self._delete_payload_rows(payload)
+
+    def _delete_payload_rows(self, payload: int) -> None:
+        row = 0
+        while self._txn.delete(tables.payload_key(payload, row), db=self._dbs["payloads"]):
+            row += 1
+
+    def _count_blob(self, blob: bytes, change: int) -> None:
+        key = tables.blob_references_key(blob)
+        entry = self._get("metadata", key)
+        if entry is None:
+            raise StoreCorruptError(f"metadata blob {blob.hex()} is missing; run latentfs fsck")
+        references = int.from_bytes(entry, "big") + change
+        if references > 0:
+            self._put("metadata", key, tables.ino_key(references))
+            return
+        self._txn.delete(key, db=self._dbs["metadata"])
+        self._txn.delete(tables.blob_key(blob), db=self._dbs["metadata"])
