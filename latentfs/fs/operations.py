@@ -173,9 +173,10 @@ class LatentOperations(pyfuse3.Operations):
     @_guarded
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
         with self._store.read() as snapshot:
-            if not _require(snapshot, inode).is_directory:
+            directory = _require(snapshot, inode)
+            if not directory.is_directory:
                 raise FUSEError(errno.ENOTDIR)
-            entries = list(snapshot.entries(inode))
+            entries = [(b".", inode), (b"..", directory.parent_ino), *snapshot.entries(inode)]
         handle = next(self._handles)
         self._directories[handle] = _OpenDirectory(inode, entries)
         return handle

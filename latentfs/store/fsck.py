@@ -74,6 +74,20 @@ def check_orphan_inodes(context: _Context) -> Iterator[str]:
             yield f"inode {ino} is in no directory"
 
 
+def check_parents(context: _Context) -> Iterator[str]:
+    """Every directory names the directory it is in."""
+    parents = {tables.ROOT_INO: tables.ROOT_INO}
+    for path, ino in context.paths():
+        inode = context.snapshot.inode(ino)
+        if inode is None or not inode.is_directory:
+            continue
+        if ino not in parents:
+            parent = context.snapshot.resolve(path.rsplit("/", 1)[0] or "/")
+            parents[ino] = parent[0] if parent else 0
+        if inode.parent_ino != parents[ino]:
+            yield f"{path} names inode {inode.parent_ino} as its parent, it is in {parents[ino]}"
+
+
 def check_link_counts(context: _Context) -> Iterator[str]:
     """A file has as many links as entries; a directory two and one for each subdirectory."""
     links: Counter[int] = Counter()
@@ -235,6 +249,7 @@ def check_totals(context: _Context) -> Iterator[str]:
 CHECKS: dict[str, Callable[[_Context], Iterator[str]]] = {
     "dangling-entries": check_dangling_entries,
     "orphan-inodes": check_orphan_inodes,
+    "parents": check_parents,
     "link-counts": check_link_counts,
     "contents": check_contents,
     "sizes": check_sizes,

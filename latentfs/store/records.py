@@ -71,6 +71,7 @@ class Inode(msgspec.Struct, frozen=True, array_like=True):
     """A file or directory.  A number is never used again for another content.
 
     ``size_bytes`` is exact before anything is rendered.  Times are nanoseconds since the epoch.
+    ``parent_ino`` is that of the directory that a directory is in, the root's its own; 0 for files.
     """
 
     mode: int
@@ -81,6 +82,7 @@ class Inode(msgspec.Struct, frozen=True, array_like=True):
     mtime_ns: int
     ctime_ns: int
     content: LatentContent | None = None
+    parent_ino: int = 0
 
     @property
     def is_directory(self) -> bool:

@@ -65,7 +65,7 @@ class Transaction(Snapshot):
         self._put_catalog(b"next_payload", 1)
         self._put_catalog(b"next_change", tables.CHANGES_KEPT)
         now_ns = time.time_ns()
-        root = Inode(_DIRECTORY_MODE, uid, gid, 2, 0, now_ns, now_ns)
+        root = Inode(_DIRECTORY_MODE, uid, gid, 2, 0, now_ns, now_ns, None, tables.ROOT_INO)
         self.put_inode(tables.ROOT_INO, root)
         self._totals = self._totals.plus(directories=1)
 
@@ -106,7 +106,8 @@ class Transaction(Snapshot):
     def _make_directory(self, parent_ino: int, name: bytes, *, uid: int, gid: int) -> int:
         now_ns = time.time_ns()
         ino = self._next(b"next_ino")
-        self.put_inode(ino, Inode(_DIRECTORY_MODE, uid, gid, 2, 0, now_ns, now_ns))
+        directory = Inode(_DIRECTORY_MODE, uid, gid, 2, 0, now_ns, now_ns, None, parent_ino)
+        self.put_inode(ino, directory)
         self._put("dentries", tables.dentry_key(parent_ino, name), tables.ino_key(ino))
         self._touch_directory(parent_ino, now_ns=now_ns, links=1)
         self._totals = self._totals.plus(directories=1)
