@@ -146,8 +146,10 @@ class LatentOperations(pyfuse3.Operations):
 
     @_guarded
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
-        if not name.startswith(attributes.XATTR_PREFIX):
-            raise FUSEError(pyfuse3.ENOATTR)
+        if not name.startswith(b"user."):
+            # Not "no such attribute" but "not supported": ls then asks for labels and ACLs once
+            # a file system instead of twice a file.
+            raise FUSEError(errno.ENOTSUP)
         with self._store.read() as snapshot:
             value = attributes.xattr(snapshot, _require(snapshot, inode), name)
         if value is None:

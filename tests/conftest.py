@@ -1,0 +1,36 @@
+"""What tests of several rooms share."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_vae_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A diffusers AutoencoderTiny with random weights: 4 channels, 8 pixels a cell, fast."""
+    torch = pytest.importorskip("torch")
+    diffusers: Any = pytest.importorskip("diffusers")
+    widths, blocks = (8, 8, 8, 8), (1, 1, 1, 1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        vae = diffusers.AutoencoderTiny(
+            latent_channels=4,
+            encoder_block_out_channels=widths,
+            decoder_block_out_channels=widths,
+            num_encoder_blocks=blocks,
+            num_decoder_blocks=blocks,
+        )
+    folder = tmp_path_factory.mktemp("vaes") / "tiny"
+    vae.save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--crash-rounds",
+        type=int,
+        default=4,
+        metavar="N",
+        help="How often each test in tests/crash kills an import.",
+    )
