@@ -12,6 +12,7 @@ import click
 from latentfs.cli.arguments import BYTES, store_argument
 from latentfs.errors import MountError
 from latentfs.fs.daemon import MountOptions, mount_and_serve
+from latentfs.fs.mountpoint import resolve_mountpoint
 
 __all__ = ["command"]
 
@@ -76,7 +77,7 @@ def command(
         render_timeout_s=render_timeout_s,
         fuse_options=_fuse_options(mount_options),
     )
-    where = Path(os.path.abspath(mountpoint))
+    where = resolve_mountpoint(mountpoint)
 
     def ready() -> None:
         click.echo(f"{store} is mounted on {where}", err=True)

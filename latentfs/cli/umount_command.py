@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 
@@ -21,9 +20,8 @@ _DAEMON_END_WAIT_S = 30.0
 @click.option("--lazy", is_flag=True, help="Even if in use; programs keep what they have open.")
 def command(mountpoint: Path, lazy: bool) -> None:
     """Unmount what latentfs mounted on MOUNTPOINT; returns when its daemon has ended."""
-    where = Path(os.path.abspath(mountpoint))
-    mount = find_mount(where)
-    unmount(where, lazy=lazy)
+    mount = find_mount(mountpoint)
+    unmount(mountpoint, lazy=lazy)
     if mount is None or lazy:
         return
     lock = DaemonLock(Path(mount.source))

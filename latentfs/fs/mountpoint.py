@@ -13,7 +13,14 @@ from pathlib import Path
 
 from latentfs.errors import MountError
 
-__all__ = ["MountEntry", "find_mount", "prepare_mountpoint", "unmount"]
+__all__ = [
+    "FILESYSTEM_TYPE",
+    "MountEntry",
+    "find_mount",
+    "prepare_mountpoint",
+    "resolve_mountpoint",
+    "unmount",
+]
 
 FILESYSTEM_TYPE = "fuse.latentfs"
 _UNMOUNT_WAIT_S = 10.0
@@ -50,9 +57,17 @@ def _unescape(text: str) -> str:
     return text
 
 
+def resolve_mountpoint(path: Path) -> Path:
+    """Return *path* as the kernel names it, links resolved, even if a dead daemon is behind it."""
+    absolute = Path(os.path.abspath(path))
+    if os.path.islink(absolute):
+        return Path(os.path.realpath(absolute))
+    return Path(os.path.realpath(absolute.parent)) / absolute.name
+
+
 def find_mount(path: Path) -> MountEntry | None:
     """Return what is mounted on *path* itself, without touching a file system that may hang."""
-    wanted = os.path.abspath(path)
+    wanted = str(resolve_mountpoint(path))
     return next((m for m in reversed(list(_mounts())) if m.mountpoint == wanted), None)
 
 

@@ -21,6 +21,7 @@ MAX_BACKGROUND = 512
 CONGESTION_THRESHOLD = 384
 READ_AHEAD_KIB = 1024
 _CONNECTIONS = Path("/sys/fs/fuse/connections")
+_BDI = Path("/sys/class/bdi")
 
 
 def tune(mountpoint: Path) -> list[str]:
@@ -37,7 +38,7 @@ def tune(mountpoint: Path) -> list[str]:
     settings = (
         (connection / "max_background", MAX_BACKGROUND),
         (connection / "congestion_threshold", CONGESTION_THRESHOLD),
-        (Path("/sys/class/bdi") / mount.device / "read_ahead_kb", READ_AHEAD_KIB),
+        (_BDI / mount.device / "read_ahead_kb", READ_AHEAD_KIB),
     )
     problems = [problem for path, value in settings if (problem := _write(path, value))]
     for problem in problems:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from pathlib import Path
@@ -37,9 +38,11 @@ class DaemonLock:
                 f"the store {self._path.parent} is mounted already ({holder}); "
                 "unmount it with latentfs umount first"
             ) from None
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"process {os.getpid()}, mounted on {mountpoint}\n".encode(), 0)
         self._fd = fd
+        holder = f"process {os.getpid()}, mounted on {mountpoint}\n"
+        with contextlib.suppress(OSError):  # a full disk: only messages are poorer for it
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, holder.encode("utf-8", "backslashreplace"), 0)
 
     def held_elsewhere(self) -> bool:
         """Whether a daemon, in this or another process, holds the lock now."""

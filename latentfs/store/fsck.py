@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import lmdb
+
 from latentfs.errors import LatentfsError
 from latentfs.latents import payload as payload_codec
 from latentfs.store import tables
@@ -125,8 +127,8 @@ def check_contents(context: _Context) -> Iterator[str]:
             yield f"{path} needs recipe {content.recipe.hex()}, which is missing"
         elif snapshot.vae_of_id(recipe.vae) is None:
             yield f"{path} needs VAE {recipe.vae}, which is missing"
-        for blob in content.chunks:
-            if snapshot.blob(blob) is None:
+        for blob in (*content.chunks, content.source.metadata):
+            if blob is not None and not snapshot.has_blob(blob):
                 yield f"{path} needs metadata blob {blob.hex()}, which is missing"
 
 
@@ -178,7 +180,9 @@ def check_payload_references(context: _Context) -> Iterator[str]:
             used[inode.content.payload] += 1
     indexed = {payload: count for _, payload, count in context.snapshot.payload_index()}
     for payload, count in indexed.items():
-        if used[payload] != count:
+        if not used[payload]:
+            yield f"payload {payload} is stored, but no file uses it"
+        elif used[payload] != count:
             yield f"payload {payload} has {count} references recorded, {used[payload]} found"
     for payload in context.snapshot.payload_ids():
         if payload not in indexed:
@@ -206,7 +210,10 @@ def check_metadata(context: _Context) -> Iterator[str]:
             used.update(inode.content.chunks)
             if inode.content.source.metadata is not None:
                 used[inode.content.source.metadata] += 1
-    for blob, references in context.snapshot.blobs():
+    recorded = dict(context.snapshot.blobs())
+    for blob in used.keys() - recorded.keys():
+        yield f"metadata blob {blob.hex()} has 0 references recorded, {used[blob]} found"
+    for blob, references in recorded.items():
         try:
             data = context.snapshot.blob(blob)
         except LatentfsError as error:
@@ -214,7 +221,9 @@ def check_metadata(context: _Context) -> Iterator[str]:
             continue
         if data is None or blob_id(data) != blob:
             yield f"metadata blob {blob.hex()} is missing or does not hash to its name"
-        if used[blob] != references:
+        if not used[blob]:
+            yield f"metadata blob {blob.hex()} is stored, but no file uses it"
+        elif used[blob] != references:
             yield (
                 f"metadata blob {blob.hex()} has {references} references recorded, "
                 f"{used[blob]} found"
@@ -228,6 +237,17 @@ def check_vaes(context: _Context) -> Iterator[str]:
             verify(context.store_path / "vae" / vae.id, vae.files)
         except LatentfsError as error:
             yield f"VAE {name!r}: {error}"
+
+
+def check_counters(context: _Context) -> Iterator[str]:
+    """The next free ids are above all that were given, so that none is given again."""
+    largest_ino = max((ino for ino, _ in context.snapshot.inodes()), default=0)
+    largest_payload = max(context.snapshot.payload_ids(), default=0)
+    next_ino, next_payload = context.snapshot.next_ids()
+    if next_ino <= largest_ino:
+        yield f"next_ino is {next_ino}, but there is an inode {largest_ino}"
+    if next_payload <= largest_payload:
+        yield f"next_payload is {next_payload}, but there is a payload {largest_payload}"
 
 
 def check_totals(context: _Context) -> Iterator[str]:
@@ -258,6 +278,7 @@ CHECKS: dict[str, Callable[[_Context], Iterator[str]]] = {
     "payload-index": check_payload_index,
     "metadata": check_metadata,
     "vaes": check_vaes,
+    "counters": check_counters,
     "totals": check_totals,
 }
 
@@ -274,5 +295,5 @@ def check_store(
         try:
             for message in check(context):
                 yield Problem(name, message)
-        except LatentfsError as error:
+        except (LatentfsError, lmdb.Error) as error:
             yield Problem(name, str(error))

@@ -196,6 +196,9 @@ class Snapshot:
                 f"metadata blob {blob.hex()} can't be decompressed ({error}); run latentfs fsck"
             ) from error
 
+    def has_blob(self, blob: bytes) -> bool:
+        return self._get("metadata", tables.blob_key(blob)) is not None
+
     def blobs(self) -> Iterator[tuple[bytes, int]]:
         """Yield (id, references) of all metadata blobs."""
         for key, value in self._txn.cursor(db=self._dbs["metadata"]):
@@ -222,7 +225,7 @@ class Snapshot:
         for key, value in cursor:
             if key[:4] != b"vae:":
                 return
-            name = bytes(key[4:]).decode()
+            name = bytes(key[4:]).decode("utf-8", "backslashreplace")
             yield name, self._decode(Decoders.vae, value, f"VAE {name!r}")
 
     def vae(self, name: str) -> VaeRecord:
@@ -246,6 +249,10 @@ class Snapshot:
     def totals(self) -> Totals:
         value = self._get("catalog", b"totals")
         return Totals() if value is None else self._decode(Decoders.totals, value, "the totals")
+
+    def next_ids(self) -> tuple[int, int]:
+        """Return the next free inode number and payload id."""
+        return self._catalog_integer(b"next_ino"), self._catalog_integer(b"next_payload")
 
     def next_change(self) -> int:
         """Return the number that the next transaction's change will have."""

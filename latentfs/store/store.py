@@ -15,6 +15,7 @@ LMDB lets many processes read while one writes, so the command line works beside
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import tomllib
@@ -47,7 +48,9 @@ _SETTINGS_NAME = "latentfs.toml"
 # Only address space: the file grows by what is written.  Large enough never to be reached.
 _MAP_BYTES = 4 << 40
 _READERS_MAX = 512
+_READER_SLOT_BYTES = 64
 _META_PAGES = 2
+_FULL_DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,27 +101,35 @@ class Store:
         try:
             path.mkdir(parents=True, exist_ok=True)
             return cls._create_in(path)
-        except OSError as error:
+        except BaseException as error:
             _remove_half_made(path, also_directory=made_directory)
-            raise StoreError(f"can't make a store at {path}: {error.strerror}") from error
-        except StoreError:
-            _remove_half_made(path, also_directory=made_directory)
+            if isinstance(error, (OSError, lmdb.Error)):
+                kind = StoreFullError if is_full_disk(error) else StoreError
+                reason = getattr(error, "strerror", None) or str(error)
+                raise kind(f"can't make a store at {path}: {reason}") from error
             raise
 
     @classmethod
     def _create_in(cls, path: Path) -> Store:
         (path / "lmdb").mkdir()
         (path / "vae").mkdir()
-        store = cls(path, _open_environment(path, writable=True), create=True)
-        with store.write() as transaction:
-            transaction.create_tables(uid=os.getuid(), gid=os.getgid())
-        settings = path / (_SETTINGS_NAME + ".new")
-        with settings.open("wb") as file:
-            tomli_w.dump({"format_version": FORMAT_VERSION}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        settings.rename(path / _SETTINGS_NAME)
-        sync_directory(path)
+        env = _open_environment(path, writable=True, create=True)
+        try:
+            store = cls(path, env, create=True)
+            with store.write() as transaction:
+                transaction.create_tables(uid=os.getuid(), gid=os.getgid())
+            sync_directory(path / "lmdb")
+            settings = path / (_SETTINGS_NAME + ".new")
+            with settings.open("wb") as file:
+                tomli_w.dump({"format_version": FORMAT_VERSION}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            settings.rename(path / _SETTINGS_NAME)
+            sync_directory(path)
+            sync_directory(path.parent)
+        except BaseException:
+            env.close()
+            raise
         return store
 
     @classmethod
@@ -132,42 +143,39 @@ class Store:
         """
         _check_format_version(path)
         try:
-            store = cls(path, _open_environment(path, writable=writable), create=False)
-            if store._schema_version() == tables.SCHEMA_VERSION:
-                return store
-            store.close()
-            with cls(path, _open_environment(path, writable=True), create=False) as older:
-                older._migrate()
-            return cls(path, _open_environment(path, writable=writable), create=False)
-        except lmdb.Error as error:
+            env = _open_environment(path, writable=writable)
+            try:
+                if _schema_version(path, env) < tables.SCHEMA_VERSION:
+                    env.close()
+                    _migrate(path)
+                    env = _open_environment(path, writable=writable)
+                return cls(path, env, create=False)
+            except BaseException:
+                env.close()
+                raise
+        except (OSError, lmdb.Error) as error:
+            if is_full_disk(error):
+                raise StoreFullError(f"no space left to open the store {path}: {error}") from error
             raise StoreCorruptError(
                 f"the LMDB environment of {path} can't be opened: {error}"
             ) from error
-
-    def _schema_version(self) -> int:
-        with self._env.begin(db=self._dbs["catalog"]) as txn:
-            value = txn.get(b"schema")
-        if value is None:
-            raise StoreCorruptError(f"the store {self.path} has no schema version")
-        version = msgspec.msgpack.decode(value, type=int)
-        if version > tables.SCHEMA_VERSION:
-            raise _newer("schema", version, tables.SCHEMA_VERSION, self.path)
-        return version
-
-    def _migrate(self) -> None:
-        with self._env.begin(write=True) as txn:
-            for older in range(self._schema_version(), tables.SCHEMA_VERSION):
-                tables.MIGRATIONS[older](txn)
-            version = msgspec.msgpack.encode(tables.SCHEMA_VERSION)
-            txn.put(b"schema", version, db=self._dbs["catalog"])
 
     # Use
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Snapshot]:
-        """A consistent view of the store; costs a few microseconds and never waits."""
-        with self._env.begin(buffers=True) as txn:
-            yield Snapshot(txn, self._dbs)
+        """A consistent view of the store; costs a few microseconds and never waits.
+
+        Raises:
+            StoreCorruptError: LMDB finds that its pages can't be true.
+        """
+        try:
+            with self._env.begin(buffers=True) as txn:
+                yield Snapshot(txn, self._dbs)
+        except lmdb.Error as error:
+            raise StoreCorruptError(
+                f"the store {self.path} can't be read ({error}); run latentfs fsck"
+            ) from error
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Transaction]:
@@ -177,16 +185,21 @@ class Store:
 
         Raises:
             StoreFullError: the disk is full; the store is as it was.
+            StoreError: writing failed otherwise; the store is as it was.
         """
         try:
             with self._env.begin(write=True, buffers=True) as txn:
                 transaction = Transaction(txn, self._dbs)
                 yield transaction
                 transaction.finish()
-        except (lmdb.MapFullError, lmdb.DiskError) as error:
-            raise StoreFullError(
-                f"no space left for the store {self.path} ({error}); nothing of this change was "
-                "kept: free some space and try again"
+        except lmdb.Error as error:
+            if is_full_disk(error):
+                raise StoreFullError(
+                    f"no space left for the store {self.path} ({error}); nothing of this change "
+                    "was kept: free some space and try again"
+                ) from error
+            raise StoreError(
+                f"the store {self.path} can't be written ({error}); nothing of this change was kept"
             ) from error
 
     def changes(self) -> int:
@@ -215,11 +228,15 @@ class Store:
         self.close()
 
 
-def _open_environment(path: Path, *, writable: bool) -> lmdb.Environment:
-    return lmdb.open(
-        str(path / "lmdb"),
+def _open_environment(path: Path, *, writable: bool, create: bool = False) -> lmdb.Environment:
+    folder = path / "lmdb"
+    if not create and not (folder / "data.mdb").stat().st_size:
+        raise StoreCorruptError(f"{folder / 'data.mdb'} is empty; restore it from a backup")
+    _reserve_lock_file(folder / "lock.mdb")
+    env = lmdb.open(
+        str(folder),
         readonly=not writable,
-        create=writable,
+        create=create,
         map_size=_MAP_BYTES,
         max_dbs=len(tables.TABLES),
         max_readers=_READERS_MAX,
@@ -227,6 +244,58 @@ def _open_environment(path: Path, *, writable: bool) -> lmdb.Environment:
         readahead=False,
         meminit=False,
     )
+    # Pages that a killed reader saw would never be used again.
+    env.reader_check()
+    return env
+
+
+def _reserve_lock_file(path: Path) -> None:
+    """Give the lock file its disk blocks: LMDB maps it, so a full disk would be a bus error.
+
+    An existing one is left alone, as closing a descriptor of it drops this process's locks on it.
+    """
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    except (FileExistsError, PermissionError):
+        return
+    except OSError as error:
+        if error.errno == errno.EROFS:  # LMDB needs no lock file then
+            return
+        raise
+    try:
+        # LMDB's own head takes the room of two slots.
+        os.posix_fallocate(fd, 0, (_READERS_MAX + 2) * _READER_SLOT_BYTES)
+    except OSError:
+        path.unlink()
+        raise
+    finally:
+        os.close(fd)
+
+
+def _schema_version(path: Path, env: lmdb.Environment) -> int:
+    catalog = env.open_db(b"catalog", create=False)
+    with env.begin(db=catalog) as txn:
+        value = txn.get(b"schema")
+    try:
+        version = msgspec.msgpack.decode(value or b"", type=int)
+    except msgspec.MsgspecError as error:
+        raise StoreCorruptError(
+            f"the schema version of the store {path} can't be read: {error}"
+        ) from error
+    if version > tables.SCHEMA_VERSION:
+        raise _newer("schema", version, tables.SCHEMA_VERSION, path)
+    return version
+
+
+def _migrate(path: Path) -> None:
+    with _open_environment(path, writable=True) as env, env.begin(write=True) as txn:
+        # Under the write lock: another process may have migrated it meanwhile.
+        dbs = {name: env.open_db(name.encode(), txn) for name in tables.TABLES}
+        older = msgspec.msgpack.decode(txn.get(b"schema", db=dbs["catalog"]) or b"", type=int)
+        for version in range(older, tables.SCHEMA_VERSION):
+            tables.MIGRATIONS[version](txn, dbs)
+        current = msgspec.msgpack.encode(tables.SCHEMA_VERSION)
+        txn.put(b"schema", current, db=dbs["catalog"])
 
 
 def _check_format_version(path: Path) -> None:
@@ -240,10 +309,10 @@ def _check_format_version(path: Path) -> None:
         ) from None
     except OSError as error:
         raise StoreError(f"the store {path} can't be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StoreCorruptError(f"{settings_path} can't be read: {error}") from error
     version = settings.get("format_version")
-    if not isinstance(version, int):
+    if type(version) is not int or version < 1:
         raise StoreCorruptError(f"{settings_path} has no format_version")
     if version > FORMAT_VERSION:
         raise _newer("format", version, FORMAT_VERSION, path)
@@ -259,11 +328,17 @@ def _newer(what: str, version: int, known: int, path: Path) -> StoreVersionError
 def _remove_half_made(path: Path, *, also_directory: bool) -> None:
     for name in ("lmdb", "vae"):
         shutil.rmtree(path / name, ignore_errors=True)
-    for name in (_SETTINGS_NAME, _SETTINGS_NAME + ".new"):
-        (path / name).unlink(missing_ok=True)
-    if also_directory:
-        with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):
+        for name in (_SETTINGS_NAME, _SETTINGS_NAME + ".new"):
+            (path / name).unlink(missing_ok=True)
+        if also_directory:
             path.rmdir()
+
+
+def is_full_disk(error: OSError | lmdb.Error) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in _FULL_DISK_ERRNOS
+    return isinstance(error, (lmdb.MapFullError, lmdb.DiskError))
 
 
 def sync_directory(path: Path) -> None:

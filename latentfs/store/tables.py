@@ -37,6 +37,8 @@ from collections.abc import Callable, Iterator
 
 import lmdb
 
+from latentfs.errors import StoreCorruptError
+
 __all__ = [
     "CHANGES_KEPT",
     "MIGRATIONS",
@@ -56,7 +58,8 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 1
-MIGRATIONS: dict[int, Callable[[lmdb.Transaction], None]] = {}
+# Each is given the write transaction and the tables by name, those of newer versions too.
+MIGRATIONS: dict[int, Callable[[lmdb.Transaction, dict[str, lmdb._Database]], None]] = {}
 
 TABLES = ("catalog", "inodes", "dentries", "payloads", "payload_index", "metadata")
 ROOT_INO = 1
@@ -87,7 +90,13 @@ def payload_key(payload: int, row: int) -> bytes:
 
 
 def parse_payload_key(key: bytes | memoryview) -> tuple[int, int]:
-    """Return (payload id, row)."""
+    """Return (payload id, row).
+
+    Raises:
+        StoreCorruptError: it is no key of that table.
+    """
+    if len(key) != _PAYLOAD_KEY.size:
+        raise StoreCorruptError(f"{bytes(key)!r} is no key of a payload; run latentfs fsck")
     payload, row = _PAYLOAD_KEY.unpack(key)
     return payload, row
 

@@ -6,16 +6,19 @@ are ever copied or read: formats that can run code are refused.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
-from latentfs.errors import StoreFullError, VaeCorruptError, VaeError
+from latentfs.errors import StoreError, StoreFullError, VaeCorruptError, VaeError
 from latentfs.store.records import VaeFile
-from latentfs.store.store import sync_directory
+from latentfs.store.store import is_full_disk, sync_directory
 
 __all__ = ["VaeSource", "copy_into_store", "open_vae_folder", "verify"]
 
@@ -30,6 +33,7 @@ _CONFIG_BYTES_MAX = 1 << 20
 # Say where a config was, or who wrote it: not what the VAE is.
 _VOLATILE_CONFIG_KEYS = {"_name_or_path", "_diffusers_version"}
 _HASH_BLOCK_BYTES = 1 << 20
+_TEMPORARY_PREFIX = ".new-"
 
 
 class VaeSource:
@@ -100,8 +104,10 @@ def _weight_paths(folder: Path) -> list[Path]:
 def _shard_paths(index_path: Path) -> list[Path]:
     try:
         names = set(json.loads(index_path.read_bytes())["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise VaeError(f"{index_path} can't be read: {error!r}") from error
+    if not names:
+        raise VaeError(f"{index_path} names no files; give a whole diffusers VAE folder")
     for name in names:
         if not isinstance(name, str) or "/" in name or not name.endswith(".safetensors"):
             raise VaeError(f"{index_path} names {name!r}, which is no safetensors file beside it")
@@ -117,27 +123,49 @@ def copy_into_store(source: VaeSource, store_path: Path) -> tuple[str, tuple[Vae
 
     Raises:
         StoreFullError: the disk is full; nothing is left behind.
+        StoreError: reading or writing failed otherwise; nothing is left behind.
     """
     parent = store_path / "vae"
-    temporary = Path(tempfile.mkdtemp(prefix=".new-", dir=parent))
     try:
-        files = [_write_config(source, temporary)]
-        files += [_copy_file(path, temporary / _plain_name(path)) for path in source.weight_paths]
-        vae_id = _vae_id(files)
-        final = parent / vae_id
-        if not _is_intact(final, tuple(files)):
-            shutil.rmtree(final, ignore_errors=True)
-            temporary.chmod(0o755)
-            sync_directory(temporary)
-            temporary.rename(final)
-            sync_directory(parent)
-        return vae_id, tuple(files)
+        with _temporary_folder(parent) as temporary:
+            return _copy(source, temporary, parent)
     except OSError as error:
-        raise StoreFullError(
-            f"can't copy the VAE {source.path} to {parent}: {error.strerror}"
-        ) from error
+        kind = StoreFullError if is_full_disk(error) else StoreError
+        raise kind(f"can't copy the VAE {source.path} to {parent}: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def _temporary_folder(parent: Path) -> Iterator[Path]:
+    """A folder for one copy; those that killed copies have left are removed.
+
+    Copies exclude each other, so that none takes another's folder for one that was left.
+    """
+    fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        for left in parent.glob(f"{_TEMPORARY_PREFIX}*"):
+            shutil.rmtree(left, ignore_errors=True)
+        temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY_PREFIX, dir=parent))
+        try:
+            yield temporary
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        os.close(fd)
+
+
+def _copy(source: VaeSource, temporary: Path, parent: Path) -> tuple[str, tuple[VaeFile, ...]]:
+    files = [_write_config(source, temporary)]
+    files += [_copy_file(path, temporary / _plain_name(path)) for path in source.weight_paths]
+    vae_id = _vae_id(files)
+    final = parent / vae_id
+    if not _is_intact(final, tuple(files)):
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.chmod(0o755)
+        sync_directory(temporary)
+        temporary.rename(final)
+        sync_directory(parent)
+    return vae_id, tuple(files)
 
 
 def _plain_name(path: Path) -> str:
@@ -147,9 +175,7 @@ def _plain_name(path: Path) -> str:
 
 def _write_config(source: VaeSource, folder: Path) -> VaeFile:
     """Write the config in canonical form, so that equal configs have equal hashes."""
-    kept = {
-        k: v for k, v in source.config.items() if k not in {"_name_or_path", "_diffusers_version"}
-    }
+    kept = {k: v for k, v in source.config.items() if k not in _VOLATILE_CONFIG_KEYS}
     data = json.dumps(kept, indent=2, sort_keys=True).encode() + b"\n"
     path = folder / CONFIG_NAME
     with path.open("wb") as file:

@@ -1,0 +1,224 @@
+"""Mounting, unmounting, what is told of files, and what other processes change meanwhile."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+from latent_files import latent_array, write_comfyui_latent
+from mounts import Mount, latentfs, mounted, wait_until
+
+from latentfs.fs.mountpoint import find_mount
+from latentfs.fs.tuning import CONGESTION_THRESHOLD, MAX_BACKGROUND, READ_AHEAD_KIB
+
+
+def test_extended_attributes(mount: Mount) -> None:
+    path = mount.path / "pictures" / "000.png"
+    values = {
+        name.removeprefix("user.latentfs."): os.getxattr(path, name).decode()
+        for name in os.listxattr(path)
+    }
+    assert values.pop("recipe")
+    assert 500 < int(values.pop("stored_bytes")) < 5000
+    assert values == {
+        "kind": "latent",
+        "vae": "tiny",
+        "dtype": "float32",
+        "latent_shape": "4x16x16",
+        "latent_dtype": "float32",
+        "codec": "pco",
+        "source": "000.latent",
+    }
+    with pytest.raises(OSError, match="No data") as unknown:
+        os.getxattr(path, "user.other")
+    assert unknown.value.errno == errno.ENODATA
+    with pytest.raises(OSError, match="not supported"):
+        os.getxattr(path, "security.selinux")
+    assert os.listxattr(mount.path / "pictures") == []
+    assert mount.status()["renders_total"] == 0
+
+
+def test_it_is_read_only(mount: Mount) -> None:
+    path = mount.path / "pictures" / "000.png"
+    for change in (
+        lambda: path.write_bytes(b""),
+        lambda: path.unlink(),
+        lambda: path.rename(mount.path / "other"),
+        lambda: (mount.path / "new").mkdir(),
+        lambda: path.chmod(0o600),
+        lambda: os.setxattr(path, "user.x", b"1"),
+    ):
+        with pytest.raises(OSError, match="Read-only") as error:
+            change()
+        assert error.value.errno == errno.EROFS
+
+
+def test_names_that_are_not_there(mount: Mount) -> None:
+    for name in ("nothing", "pictures/nothing.png", "pictures/" + "n" * 255):
+        assert not (mount.path / name).exists()
+    with pytest.raises(OSError, match="too long"):
+        (mount.path / ("n" * 256)).stat()
+    with pytest.raises(NotADirectoryError):
+        (mount.path / "pictures" / "000.png" / "x").stat()
+    with pytest.raises(IsADirectoryError):
+        (mount.path / "pictures").read_bytes()
+
+
+def test_dot_entries_and_link_counts(mount: Mount) -> None:
+    listing = subprocess.run(
+        ["ls", "-ai", mount.path / "pictures"], capture_output=True, text=True, check=True
+    ).stdout.split()
+    entries = dict(zip(listing[1::2], map(int, listing[::2]), strict=True))
+    assert entries["."] == (mount.path / "pictures").stat().st_ino
+    assert mount.path.stat().st_nlink == 4
+
+
+def test_statfs(mount: Mount) -> None:
+    of_mount, of_disk = os.statvfs(mount.path), os.statvfs(mount.store)
+    assert of_mount.f_files == 102 + 3
+    assert of_mount.f_namemax == 255
+    assert of_mount.f_frsize * of_mount.f_blocks == of_disk.f_frsize * of_disk.f_blocks
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may tune a mount")
+def test_the_kernel_is_tuned(mount: Mount) -> None:
+    entry = find_mount(mount.path)
+    assert entry is not None
+    connection = Path("/sys/fs/fuse/connections") / entry.device.partition(":")[2]
+    assert int((connection / "max_background").read_text()) == MAX_BACKGROUND
+    assert int((connection / "congestion_threshold").read_text()) == CONGESTION_THRESHOLD
+    read_ahead = Path("/sys/class/bdi") / entry.device / "read_ahead_kb"
+    assert int(read_ahead.read_text()) == READ_AHEAD_KIB
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
+def test_other_users_may_read(store: Path, tmp_path: Path) -> None:
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.stat().st_uid == 0 and folder != Path("/"):
+            folder.chmod(folder.stat().st_mode | 0o055)
+    with mounted(store, tmp_path / "mnt") as mount:
+        path = mount.path / "pictures" / "000.png"
+        done = subprocess.run(["cat", path], capture_output=True, user=65534, check=True)
+        assert len(done.stdout) == path.stat().st_size
+    with mounted(store, tmp_path / "own", "-o", "noallow_other") as mount:
+        path = mount.path / "pictures" / "000.png"
+        assert subprocess.run(["cat", path], capture_output=True, user=65534).returncode != 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_ends_it(mount: Mount, number: signal.Signals) -> None:
+    (mount.path / "pictures" / "000.png").read_bytes()
+    assert mount.end(number) == 0, mount.log
+    assert find_mount(mount.path) is None
+    assert not (mount.store / "control.sock").exists()
+
+
+def test_a_signal_ends_it_while_a_read_waits(mount: Mount) -> None:
+    os.kill(mount.wait_for_renderer(), signal.SIGSTOP)
+    errors: list[OSError] = []
+
+    def read() -> None:
+        try:
+            (mount.path / "pictures" / "000.png").read_bytes()
+        except OSError as error:
+            errors.append(error)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    wait_until(lambda: mount.status()["renders_in_flight"] == 1, "the read waits")
+    assert mount.end() == 0, mount.log
+    reader.join(timeout=30)
+    assert [error.errno for error in errors] == [errno.EIO]
+
+
+def test_umount_returns_when_the_daemon_has_ended(mount: Mount) -> None:
+    latentfs("umount", mount.path)
+    assert mount.process.wait(timeout=5) == 0, mount.log
+    assert "nothing is mounted" in latentfs("umount", mount.path, check=False).stderr
+
+
+def test_umount_of_a_mount_in_use_says_so(mount: Mount) -> None:
+    with (mount.path / "pictures" / "000.png").open("rb"):
+        done = latentfs("umount", mount.path, check=False)
+        assert done.returncode == 1
+        assert "busy" in done.stderr
+    assert mount.process.poll() is None
+
+
+def test_a_stale_mount_is_replaced(store: Path, tmp_path: Path) -> None:
+    with mounted(store, tmp_path / "mnt") as killed:
+        killed.process.kill()
+        killed.process.wait()
+        with pytest.raises(OSError, match="not connected"):
+            (tmp_path / "mnt" / "pictures").stat()
+        with mounted(store, tmp_path / "mnt") as mount:
+            assert len(os.listdir(mount.path / "pictures")) == 100
+            assert len((mount.path / "pictures" / "000.png").read_bytes()) > 1000
+
+
+def test_a_store_is_mounted_once(mount: Mount, tmp_path: Path) -> None:
+    (tmp_path / "second").mkdir()
+    done = latentfs("mount", mount.store, tmp_path / "second", check=False)
+    assert done.returncode == 1
+    assert f"mounted on {mount.path}" in done.stderr
+    assert len(os.listdir(mount.path / "pictures")) == 100
+
+
+@pytest.mark.parametrize(
+    ("place", "message"), [("missing", "does not exist"), ("file", "is not a directory")]
+)
+def test_bad_mount_points(store: Path, tmp_path: Path, place: str, message: str) -> None:
+    (tmp_path / "file").write_text("")
+    done = latentfs("mount", store, tmp_path / place, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert message in done.stderr
+
+
+def test_a_live_mount_point_is_not_taken_over(mount: Mount, pictures_store: Path) -> None:
+    done = latentfs("mount", pictures_store, mount.path, check=False)
+    assert done.returncode == 1
+    assert "already" in done.stderr
+    assert len(os.listdir(mount.path / "pictures")) == 100
+
+
+def test_unknown_mount_options(store: Path, tmp_path: Path) -> None:
+    (tmp_path / "mnt").mkdir()
+    done = latentfs("mount", store, tmp_path / "mnt", "-o", "ro,colour=blue", check=False)
+    assert done.returncode == 1
+    assert "colour=blue" in done.stderr
+
+
+def test_an_import_beside_the_mount_shows(mount: Mount, tmp_path: Path) -> None:
+    path = mount.path / "pictures" / "000.png"
+    before = path.read_bytes()
+    inode = path.stat().st_ino
+    latent = write_comfyui_latent(tmp_path / "000.latent", latent_array(1, 4, 24, 24, seed=500))
+    latentfs("import", mount.store, latent, "--vae", "tiny", "--to", "/new/folder")
+    wait_until((mount.path / "new" / "folder" / "000.png").exists, "it shows", timeout_s=2)
+
+    command = ["import", mount.store, latent, "--vae", "tiny", "--to", "/pictures"]
+    latentfs(*command, "--on-conflict", "replace")
+    wait_until(lambda: path.stat().st_ino != inode, "the replaced one shows", timeout_s=2)
+    after = path.read_bytes()
+    assert len(after) == path.stat().st_size
+    assert after == (mount.path / "new" / "folder" / "000.png").read_bytes()
+    assert after != before
+
+
+def test_status_of_a_mount_and_of_its_store_are_one(mount: Mount) -> None:
+    (mount.path / "pictures" / "000.png").read_bytes()
+    of_mount = mount.status()
+    assert of_mount["mounted"]
+    assert of_mount["renders_total"] == 1
+    assert of_mount["reads_total"] >= 1
+    assert of_mount["files"] == 102
+    assert of_mount["store_bytes"] >= of_mount["payload_bytes"] > 0
+    screen = latentfs("status", mount.store).stdout
+    assert "1 renders" in screen
+    latentfs("umount", mount.path)
+    assert "not mounted" in latentfs("status", mount.store).stdout

@@ -1,0 +1,64 @@
+"""Mount points as /proc/self/mountinfo names them, and settings that can't be written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from latentfs.errors import MountError
+from latentfs.fs import mountpoint, tuning
+from latentfs.fs.mountpoint import find_mount, prepare_mountpoint, unmount
+
+MOUNTINFO = r"""22 1 0:20 / / rw - ext4 /dev/vda rw
+30 22 0:44 / /mnt/two\040words rw,nosuid shared:7 - fuse.latentfs /srv/art\134b.lfs ro
+31 22 0:45 / /mnt/twice rw - fuse.latentfs /first ro
+32 22 0:46 / /mnt/twice rw - fuse.sshfs host: ro
+"""
+
+
+@pytest.fixture
+def mountinfo(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda *_: MOUNTINFO)
+
+
+@pytest.mark.usefixtures("mountinfo")
+def test_find_mount_unescapes_and_takes_the_topmost() -> None:
+    entry = find_mount(Path("/mnt/two words"))
+    assert entry is not None
+    assert (entry.device, entry.type, entry.source) == ("0:44", "fuse.latentfs", "/srv/art\\b.lfs")
+    topmost = find_mount(Path("/mnt/twice/"))
+    assert topmost is not None
+    assert topmost.type == "fuse.sshfs"
+    assert find_mount(Path("/mnt")) is None
+
+
+@pytest.mark.usefixtures("mountinfo")
+def test_only_latentfs_is_unmounted() -> None:
+    with pytest.raises(MountError, match=r"fuse\.sshfs is mounted on /mnt/twice"):
+        unmount(Path("/mnt/twice"))
+    with pytest.raises(MountError, match="nothing is mounted on /mnt/other"):
+        unmount(Path("/mnt/other"))
+    with pytest.raises(MountError, match="already"):
+        prepare_mountpoint(Path("/mnt/twice"))
+
+
+def test_a_linked_mount_point_is_found_by_its_real_path(tmp_path: Path) -> None:
+    real = tmp_path / "real"
+    real.mkdir()
+    (tmp_path / "link").symlink_to(real)
+    assert mountpoint.resolve_mountpoint(tmp_path / "link") == real
+    assert mountpoint.resolve_mountpoint(tmp_path / "link" / "below") == real / "below"
+
+
+def test_settings_that_can_not_be_written_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    entry = mountpoint.MountEntry("0:44", "/mnt/art", "fuse.latentfs", "/srv/art.lfs")
+    monkeypatch.setattr(tuning, "find_mount", lambda _: entry)
+    monkeypatch.setattr(tuning, "_CONNECTIONS", tmp_path)
+    monkeypatch.setattr(tuning, "_BDI", tmp_path / "bdi")
+    problems = tuning.tune(Path("/mnt/art"))
+    assert len(problems) == 3
+    assert "max_background to 512" in problems[0]
+    assert caplog.text.count("the mount works") == 3
