@@ -81,7 +81,8 @@ def mounted(
     store: Path, path: Path, *arguments: str, environment: dict[str, str] | None = None
 ) -> Iterator[Mount]:
     """Mount *store*; unmounted and its daemon gone at the end, whatever happened."""
-    path.mkdir(exist_ok=True)
+    with contextlib.suppress(FileExistsError):  # raised for a stale mount even with exist_ok
+        path.mkdir()
     log = path.parent / f"{path.name}.log"
     with log.open("w") as stderr:
         process = subprocess.Popen(

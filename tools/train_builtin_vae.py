@@ -6,7 +6,11 @@ narrow ``AutoencoderTiny``: 16 latent channels at 1/8 of the picture's width and
 residual blocks sit where they are cheap, at the latent's own resolution, and none at full
 resolution, where a block costs 64 times as much.
 
-    tools/train_builtin_vae.py --images PICTURES --out latentfs/render/builtin_vae --minutes 60
+    tools/train_builtin_vae.py --images PICTURES --out latentfs/render/builtin_vae
+
+The schedule counts steps, not time, so that other load only makes it take longer.  An interrupted
+training leaves its last weights in the output folder; --resume goes on from such weights with a
+schedule of its own.
 
 Every ninth picture (by path) is kept aside; the PSNR printed is the mean over those, of the
 weights as they are written (bfloat16), through 8-bit pixels.
@@ -115,9 +119,20 @@ def write_vae(vae: Any, out: Path, report: dict[str, object]) -> None:
     (out / "training.json").write_text(json.dumps(report, indent=2) + "\n")
 
 
-def learning_rate_at(step: int, progress: float) -> float:
+def learning_rate_at(step: int, *, steps: int, peak: float) -> float:
     warmup = min(1.0, (step + 1) / WARMUP_STEPS)
-    return LEARNING_RATE * warmup * (0.5 * (1 + math.cos(math.pi * progress)) + 1e-3)
+    return peak * warmup * (0.5 * (1 + math.cos(math.pi * step / steps)) + 1e-3)
+
+
+def starting_vae(args: argparse.Namespace) -> Any:
+    if args.resume is not None:
+        model_class: Any = AutoencoderTiny  # untyped
+        return model_class.from_pretrained(args.resume, low_cpu_mem_usage=False).float()
+    return build_vae(
+        width=args.width,
+        encoder_blocks=args.encoder_blocks,
+        decoder_blocks=args.decoder_blocks,
+    )
 
 
 def train(args: argparse.Namespace) -> None:
@@ -131,21 +146,17 @@ def train(args: argparse.Namespace) -> None:
     weights = np.sqrt([p.shape[0] * p.shape[1] for p in training])
     weights /= weights.sum()
 
-    vae = build_vae(
-        width=args.width,
-        encoder_blocks=args.encoder_blocks,
-        decoder_blocks=args.decoder_blocks,
-    ).to(device, memory_format=torch.channels_last)
+    vae = starting_vae(args).to(device, memory_format=torch.channels_last)
+    vae.train().requires_grad_(True)
     average = {k: v.clone() for k, v in vae.state_dict().items()}
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=args.learning_rate, betas=(0.9, 0.99))
     start = last_report = time.monotonic()
-    step, progress = 0, 0.0
-    while progress < 1:
+    for step in range(args.steps):
         # Small crops first, for many steps; larger ones later, as a picture has few borders.
-        side = 64 if progress < 0.5 else 128
+        side = 64 if step < args.steps * args.small_crops else 128
         x = sample_crops(training, weights, rng, side=side).to(device)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(step, progress)
+            group["lr"] = learning_rate_at(step, steps=args.steps, peak=args.learning_rate)
         with torch.autocast(device.type, torch.bfloat16):
             latents = vae.encoder(x)
             noisy = latents + LATENT_NOISE * torch.randn_like(latents)
@@ -156,21 +167,23 @@ def train(args: argparse.Namespace) -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
-        step += 1
-        decay = min(EMA_DECAY, step / (step + 10))
+        decay = min(EMA_DECAY, (step + 1) / (step + 11))
         with torch.no_grad():
             for key, value in vae.state_dict().items():
                 average[key].lerp_(value, 1 - decay)
 
         now = time.monotonic()
-        progress = (now - start) / (args.minutes * 60)
-        if now - last_report > REPORT_EVERY_S or progress >= 1:
+        if now - last_report > REPORT_EVERY_S or step + 1 == args.steps:
             last_report = now
             candidate = averaged_copy(vae, average).to(device)
             quality_db = psnr_db(candidate, held_out, device)
-            print(f"{(now - start) / 60:6.1f} min  step {step:6d}  {quality_db:.2f} dB", flush=True)
+            print(
+                f"{(now - start) / 60:6.1f} min  step {step + 1:6d}  {quality_db:.2f} dB",
+                flush=True,
+            )
             report = {
-                "steps": step,
+                "steps": step + 1,
+                "resumed": args.resume is not None,
                 "minutes": round((now - start) / 60, 1),
                 "training_pictures": len(training),
                 "held_out_pictures": len(held_out),
@@ -191,7 +204,12 @@ def main() -> None:
     )
     parser.add_argument("--images", type=Path, nargs="+", required=True, help="picture folders")
     parser.add_argument("--out", type=Path, required=True, help="diffusers folder to write")
-    parser.add_argument("--minutes", type=float, default=60.0, help="length of the training")
+    parser.add_argument("--steps", type=int, default=14_000, help="length of the training")
+    parser.add_argument("--learning-rate", type=float, default=LEARNING_RATE, help="at its peak")
+    parser.add_argument(
+        "--small-crops", type=float, default=0.5, help="share of the steps with crops of 64x64"
+    )
+    parser.add_argument("--resume", type=Path, help="go on from the weights in this folder")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--seed", type=int, default=0)

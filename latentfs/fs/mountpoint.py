@@ -91,9 +91,12 @@ def prepare_mountpoint(path: Path) -> None:
 
 
 def _is_stale(path: Path) -> bool:
-    """Whether the daemon behind a mount is gone."""
+    """Whether the daemon behind a mount is gone.
+
+    Asked by statvfs, which the kernel never answers from its caches as it does stat.
+    """
     try:
-        os.stat(path)
+        os.statvfs(path)
     except OSError as error:
         return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
     return False

@@ -19,9 +19,11 @@ import os
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pyfuse3
+import trio
 from pyfuse3 import FUSEError
 
 from latentfs.errors import LatentfsError
@@ -30,10 +32,13 @@ from latentfs.fs.renditions import Renditions
 from latentfs.store.records import Inode
 from latentfs.store.snapshot import Snapshot
 from latentfs.store.store import Store
+from latentfs.store.tables import NAME_BYTES_MAX
 
 __all__ = ["LatentOperations", "OperationStatistics"]
 
 log = logging.getLogger(__name__)
+
+_FAILED_FOR_S = 1.0
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -63,12 +68,15 @@ class OperationStatistics:
 class _OpenFile:
     """A handle.  It keeps its rendition from the first read to the last byte, not longer.
 
-    So that one reader never sees two renders mixed, and an idle handle pins no memory.
+    So that one reader never sees two renders mixed, and an idle handle pins no memory.  A failure
+    is remembered for a moment: the kernel asks again at once when its readahead fails, and the
+    reader would wait for two deadlines instead of one.
     """
 
     ino: int
     inode: Inode
     rendition: bytes | None = None
+    failed_until_s: float = -inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +141,8 @@ class LatentOperations(pyfuse3.Operations):
     async def lookup(
         self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
+        if len(name) > NAME_BYTES_MAX:
+            raise FUSEError(errno.ENAMETOOLONG)
         with self._store.read() as snapshot:
             ino = snapshot.lookup(parent_inode, name)
             if ino is None:
@@ -219,12 +229,21 @@ class LatentOperations(pyfuse3.Operations):
         self._counts["reads"] += 1
         file = self._files[fh]
         if file.rendition is None:
-            file.rendition = await self._renditions.get(file.ino, file.inode)
+            file.rendition = await self._get_rendition(file)
         piece = memoryview(file.rendition)[off : off + size]
         if off + size >= file.inode.size_bytes:
             file.rendition = None
         self._counts["read_bytes"] += len(piece)
         return piece  # type: ignore[return-value]  # pyfuse3 takes any buffer
+
+    async def _get_rendition(self, file: _OpenFile) -> bytes:
+        if trio.current_time() < file.failed_until_s:
+            raise FUSEError(errno.EIO)
+        try:
+            return await self._renditions.get(file.ino, file.inode)
+        except LatentfsError:
+            file.failed_until_s = trio.current_time() + _FAILED_FOR_S
+            raise
 
     async def flush(self, fh: int) -> None:
         """Nothing is ever written."""

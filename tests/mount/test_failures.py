@@ -78,7 +78,7 @@ def test_a_killed_renderer_is_replaced_and_the_read_succeeds(mount: Mount) -> No
 
 
 def test_a_hung_renderer_costs_a_deadline_not_the_mount(store: Path, tmp_path: Path) -> None:
-    with mounted(store, tmp_path / "mnt", "--render-timeout", "2") as mount:
+    with mounted(store, tmp_path / "mnt", "--render-timeout", "6") as mount:
         renderer = mount.wait_for_renderer()
         cached = mount.path / "pictures" / "001.png"
         size_bytes = len(cached.read_bytes())
@@ -87,7 +87,7 @@ def test_a_hung_renderer_costs_a_deadline_not_the_mount(store: Path, tmp_path: P
         with pytest.raises(OSError, match="Input/output") as error:
             (mount.path / "pictures" / "000.png").read_bytes()
         assert error.value.errno == errno.EIO
-        assert 1.5 < time.monotonic() - start_s < 30
+        assert 5.5 < time.monotonic() - start_s < 11, "one deadline, not two"
         assert len(cached.read_bytes()) == size_bytes
         assert len(os.listdir(mount.path / "pictures")) == 100
         wait_until(lambda: renderer not in mount.renderer_pids(), "the hung one is killed")

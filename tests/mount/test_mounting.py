@@ -133,7 +133,9 @@ def test_a_signal_ends_it_while_a_read_waits(mount: Mount) -> None:
     wait_until(lambda: mount.status()["renders_in_flight"] == 1, "the read waits")
     assert mount.end() == 0, mount.log
     reader.join(timeout=30)
-    assert [error.errno for error in errors] == [errno.EIO]
+    # The kernel asks again when its readahead fails, and may then find nobody there.
+    assert len(errors) == 1
+    assert errors[0].errno in (errno.EIO, errno.ENOTCONN)
 
 
 def test_umount_returns_when_the_daemon_has_ended(mount: Mount) -> None:
