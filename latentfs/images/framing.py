@@ -16,7 +16,14 @@ from latentfs.errors import FramingError, InvalidArgumentError
 from latentfs.images import drift, jpeg, png
 from latentfs.images.pixels import Pixels
 
-__all__ = ["Fitted", "Framing", "encode_picture", "encode_to_size", "framed_size_bytes"]
+__all__ = [
+    "Fitted",
+    "Framing",
+    "encode_picture",
+    "encode_to_size",
+    "frame_first",
+    "framed_size_bytes",
+]
 
 _SLACK_DIVISOR = 100
 _SLACK_MIN_BYTES = 64
@@ -108,6 +115,16 @@ def encode_picture(pixels: Pixels, framing: Framing, *, metadata: Sequence[bytes
     return next(_encodings(pixels, framing, metadata))
 
 
+def frame_first(pixels: Pixels, framing: Framing, *, metadata: Sequence[bytes] = ()) -> bytes:
+    """Return the first rendition of *pixels*: encoded once, framed to the size it will always have.
+
+    Raises:
+        InvalidArgumentError: *pixels* has another dtype, shape or memory order.
+    """
+    data = encode_picture(pixels, framing, metadata=metadata)
+    return _pad(data, framing, framed_size_bytes(len(data)))
+
+
 def encode_to_size(
     pixels: Pixels, framing: Framing, *, metadata: Sequence[bytes] = (), size_bytes: int
 ) -> Fitted:
@@ -121,11 +138,10 @@ def encode_to_size(
         InvalidArgumentError: *pixels* has another dtype, shape or memory order.
     """
     pixels = drift.drifted(pixels)
-    pad = png.pad if framing.format == "png" else jpeg.pad
     lengths = []
     for retries, data in enumerate(_encodings(pixels, framing, metadata)):
         try:
-            return Fitted(pad(data, size_bytes), retries)
+            return Fitted(_pad(data, framing, size_bytes), retries)
         except FramingError:
             lengths.append(len(data))
     raise FramingError(
@@ -133,6 +149,11 @@ def encode_to_size(
         f"bytes of its file; the pixels differ from those at import: check the VAE, the device and "
         f"the library versions, or import the picture again"
     )
+
+
+def _pad(data: bytes, framing: Framing, size_bytes: int) -> bytes:
+    pad = png.pad if framing.format == "png" else jpeg.pad
+    return pad(data, size_bytes)
 
 
 def _encodings(pixels: Pixels, framing: Framing, metadata: Sequence[bytes]) -> Iterator[bytes]:

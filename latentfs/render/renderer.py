@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from latentfs.errors import LatentfsError
-from latentfs.images.framing import encode_picture, encode_to_size, framed_size_bytes
+from latentfs.images.framing import encode_to_size, frame_first
 from latentfs.latents import payload as payload_codec
 from latentfs.render import protocol
 from latentfs.render.decode import decode_pixels
@@ -130,11 +130,9 @@ def _split(request: RenderRequest, bulk: memoryview) -> tuple[memoryview, memory
 
 
 def _frame(request: RenderRequest, pixels: np.ndarray, chunks: list[bytes]) -> tuple[bytes, int]:
-    size_bytes = request.size_bytes
-    if size_bytes is None:
-        first = encode_picture(pixels, request.framing, metadata=chunks)
-        size_bytes = framed_size_bytes(len(first))
-    fitted = encode_to_size(pixels, request.framing, metadata=chunks, size_bytes=size_bytes)
+    if request.size_bytes is None:
+        return frame_first(pixels, request.framing, metadata=chunks), 0
+    fitted = encode_to_size(pixels, request.framing, metadata=chunks, size_bytes=request.size_bytes)
     return fitted.data, fitted.retries
 
 

@@ -175,3 +175,12 @@ def test_other_settings_are_refused(setting: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv(drift.ENVIRONMENT_VARIABLE, setting)
     with pytest.raises(InvalidArgumentError, match="LATENTFS_TEST_DRIFT"):
         framing.encode_to_size(samples.flat(4, 4), Framing.png(), size_bytes=1000)
+
+
+@pytest.mark.parametrize("chosen", FRAMINGS)
+def test_the_first_rendition_is_what_later_ones_are_framed_to(chosen: Framing) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 40, 3), np.uint8)
+    first = framing.frame_first(pixels, chosen)
+    encoded = framing.encode_picture(pixels, chosen)
+    assert len(first) == framing.framed_size_bytes(len(encoded))
+    assert framing.encode_to_size(pixels, chosen, size_bytes=len(first)).data == first
