@@ -34,6 +34,15 @@ def _short_path(store_path: Path) -> Iterator[str]:
         os.close(fd)
 
 
+@contextlib.contextmanager
+def _umask(mask: int) -> Iterator[None]:
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
 @contextlib.asynccontextmanager
 async def serve_control(
     store_path: Path, status: Callable[[], dict[str, Any]]
@@ -41,9 +50,8 @@ async def serve_control(
     """Answer ``status`` requests while the block runs."""
     (store_path / _SOCKET_NAME).unlink(missing_ok=True)
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    with _short_path(store_path) as path:
+    with _short_path(store_path) as path, _umask(0o177):
         listening.bind(path)
-    (store_path / _SOCKET_NAME).chmod(0o600)
     listening.listen(16)
     listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
 
