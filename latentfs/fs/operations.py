@@ -241,9 +241,12 @@ class LatentOperations(pyfuse3.Operations):
             raise FUSEError(errno.EIO)
         try:
             return await self._renditions.get(file.ino, file.inode)
-        except LatentfsError:
+        except LatentfsError as error:
             file.failed_until_s = trio.current_time() + _FAILED_FOR_S
-            raise
+            self.count_error()
+            source = file.inode.content.source.name if file.inode.content else "nothing"
+            log.error("reading inode %d, made of %s: %s", file.ino, source, error)
+            raise FUSEError(errno.EIO) from error
 
     async def flush(self, fh: int) -> None:
         """Nothing is ever written."""
@@ -255,5 +258,6 @@ class LatentOperations(pyfuse3.Operations):
 def _require(snapshot: Snapshot, ino: int) -> Inode:
     inode = snapshot.inode(ino)
     if inode is None:  # removed by another process while the kernel still knew it
-        raise FUSEError(errno.ENOENT)
+        # Makes the kernel look the name up again, which ENOENT would not.
+        raise FUSEError(errno.ESTALE)
     return inode

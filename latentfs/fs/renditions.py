@@ -138,6 +138,8 @@ class Renditions:
 
     async def _render(self, ino: int, inode: Inode) -> bytes:
         with self._store.read() as snapshot:
+            if snapshot.inode(ino) is None:
+                raise RenderFailedError(f"inode {ino} was removed while it was open")
             job = job_for_inode(snapshot, self._store.path, inode)
         rendition = await self._scheduler.render(job)
         self._check(ino, inode, rendition)

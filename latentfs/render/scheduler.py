@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 _WINDOW = 2
 _TRIES_MAX = 2
 _START_TIMEOUT_S = 180.0
+_FAILED_STARTS_MAX = 3
 _BACKOFF_FIRST_S = 0.2
 _BACKOFF_MAX_S = 30.0
 
@@ -102,6 +103,7 @@ class Scheduler:
         self._changed = trio.Event()
         self._deadline = trio.CancelScope()
         self._ready = False
+        self._failed_starts = 0
         self._renders_total = 0
         self._renders_failed_total = 0
         self._restarts_total = 0
@@ -121,7 +123,7 @@ class Scheduler:
 
         Raises:
             RenderFailedError: the renderer refused it.
-            RendererLostError: two renderers died over it.
+            RendererLostError: two renderers died over it, or none can be started.
         """
         pending = _Pending(job)
         self._queue.append(pending)
@@ -148,6 +150,8 @@ class Scheduler:
             self._ready = False
             self._restarts_total += 1
             self._put_back_in_flight()
+            if self._failed_starts >= _FAILED_STARTS_MAX:
+                self._fail_queued()
             if self._renders_total > renders_before:
                 backoff_s = _BACKOFF_FIRST_S
             await trio.sleep(backoff_s)
@@ -155,6 +159,7 @@ class Scheduler:
 
     async def _run_renderer(self) -> None:
         lost: RendererLostError | None = None
+        self._failed_starts += 1  # until it proves otherwise
         async with self._open_renderer() as renderer:
             try:
                 await self._await_ready(renderer)
@@ -171,6 +176,7 @@ class Scheduler:
             message, _ = await renderer.receive()
             if isinstance(message, Ready):
                 self._ready = True
+                self._failed_starts = 0
                 self._notify()
                 log.info("renderer %d is ready, torch %s", renderer.pid, message.torch_version)
                 return
@@ -231,6 +237,17 @@ class Scheduler:
                 pending.finish(RendererLostError(f"{pending.tries} renderers were lost over it"))
             else:
                 self._queue.appendleft(pending)
+
+    def _fail_queued(self) -> None:
+        """No renderer starts, so waiting for one is in vain: what comes later tries again."""
+        while self._queue:
+            self._renders_failed_total += 1
+            self._queue.popleft().finish(
+                RendererLostError(
+                    f"no renderer could be started in {self._failed_starts} tries; what it printed "
+                    "on standard error says why"
+                )
+            )
 
     def _notify(self) -> None:
         self._changed.set()
