@@ -30,7 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--crash-rounds",
         type=int,
-        default=4,
+        default=3,
         metavar="N",
         help="How often each test in tests/crash kills an import.",
     )

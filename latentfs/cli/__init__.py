@@ -10,6 +10,7 @@ from typing import NoReturn
 import click
 
 from latentfs import __version__
+from latentfs.cli.output import one_line
 from latentfs.errors import LatentfsError
 
 __all__ = ["main"]
@@ -92,5 +93,5 @@ def _fail_with_group(group: BaseExceptionGroup[BaseException]) -> NoReturn:
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    print(f"latentfs: {message}", file=sys.stderr)
+    print(f"latentfs: {one_line(message)}", file=sys.stderr)
     sys.exit(status)

@@ -10,6 +10,7 @@ import click
 import trio
 
 from latentfs.cli.arguments import store_argument
+from latentfs.cli.output import one_line
 from latentfs.ingest.exporter import Exporter, ExportItem, export_plan
 from latentfs.render.scheduler import open_scheduler
 from latentfs.store.store import Store
@@ -38,7 +39,7 @@ def command(store: Path, source: str, destination: Path) -> int:
     def refuse(path: str, reason: str) -> None:
         nonlocal failed
         failed += 1
-        click.echo(f"not exported: {path}: {reason}", err=True)
+        click.echo(one_line(f"not exported: {path}: {reason}"), err=True)
 
     with Store.open(store) as opened:
         plan = export_plan(opened, source, destination)
@@ -48,7 +49,9 @@ def command(store: Path, source: str, destination: Path) -> int:
 
 
 async def _export(store: Store, plan: list[ExportItem], refuse: Callable[[str, str], None]) -> None:
-    with click.progressbar(length=len(plan), label="exporting", file=sys.stderr) as bar:
+    with click.progressbar(
+        length=len(plan), label="exporting", file=sys.stderr, hidden=not sys.stderr.isatty()
+    ) as bar:
         async with open_scheduler(render_timeout_s=_HANG_TIMEOUT_S) as scheduler:
             exporter = Exporter(store, scheduler, refuse=refuse, on_done=lambda: bar.update(1))
             await exporter.run(plan)

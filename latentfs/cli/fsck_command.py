@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from latentfs.cli.arguments import store_argument
+from latentfs.cli.output import one_line
 from latentfs.store.fsck import check_store
 from latentfs.store.store import Store
 
@@ -25,9 +26,11 @@ def command(store: Path) -> int:
     problems = 0
     with Store.open(store) as opened, opened.read() as snapshot:
         payloads = snapshot.totals().payloads
-        with click.progressbar(length=payloads, label="checking", file=sys.stderr) as bar:
+        with click.progressbar(
+            length=payloads, label="checking", file=sys.stderr, hidden=not sys.stderr.isatty()
+        ) as bar:
             for problem in check_store(opened.path, snapshot, progress=lambda: bar.update(1)):
                 problems += 1
-                click.echo(f"{problem.check}: {problem.message}", err=True)
+                click.echo(one_line(f"{problem.check}: {problem.message}"), err=True)
     click.echo(f"{store}: {problems or 'no'} problem{'' if problems == 1 else 's'}")
     return 1 if problems else 0

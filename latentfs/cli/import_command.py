@@ -11,6 +11,7 @@ import click
 import trio
 
 from latentfs.cli.arguments import shown_bytes, store_argument
+from latentfs.cli.output import one_line
 from latentfs.images.framing import Framing
 from latentfs.ingest.discover import Candidate, discover
 from latentfs.ingest.importer import Added, AlreadyThere, Importer, ImportOptions, Outcome, Refused
@@ -38,10 +39,9 @@ class _Report:
                 self.there += 1
             case Refused():
                 self.refused += 1
-                path = str(outcome.path).encode("utf-8", "backslashreplace").decode()
                 if sys.stderr.isatty():
                     click.echo("\r\033[K", err=True, nl=False)
-                click.echo(f"refused: {path}: {outcome.reason}", err=True)
+                click.echo(one_line(f"refused: {outcome.path}: {outcome.reason}"), err=True)
 
     def print_summary(self) -> None:
         payload_bytes = sum(added.payload_bytes for added in self.added)
@@ -69,7 +69,7 @@ class _Report:
     "sources",
     nargs=-1,
     required=True,
-    type=click.Path(exists=True, path_type=Path),
+    type=click.Path(readable=False, path_type=Path),
     metavar="SRC...",
 )
 @click.option("--vae", required=True, help="Name of the VAE in the store that decodes them.")
@@ -145,7 +145,11 @@ async def _import(
     store: Store, options: ImportOptions, candidates: list[Candidate], report: _Report
 ) -> None:
     with click.progressbar(
-        length=len(candidates), label="importing", file=sys.stderr, show_pos=True
+        length=len(candidates),
+        label="importing",
+        file=sys.stderr,
+        show_pos=True,
+        hidden=not sys.stderr.isatty(),
     ) as bar:
         importer = Importer(store, options, report=report, on_file_done=lambda: bar.update(1))
         async with open_scheduler(render_timeout_s=_HANG_TIMEOUT_S) as scheduler:

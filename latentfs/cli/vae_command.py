@@ -15,7 +15,7 @@ from latentfs.latents.scaling import LATENT_FORMATS
 __all__ = ["command"]
 
 
-@click.group("vae")
+@click.group("vae", epilog="Example: latentfs vae add ~/art.lfs sdxl /models/sdxl/vae")
 def command() -> None:
     """Add VAEs to a store, and list them."""
 

@@ -6,7 +6,7 @@ import itertools
 from dataclasses import dataclass
 from typing import Literal
 
-from latentfs.errors import PathError
+from latentfs.errors import CorruptPayloadError, PathError, StoreCorruptError
 from latentfs.images.framing import Framing
 from latentfs.latents.latent import Latent
 from latentfs.latents.recipe import Recipe
@@ -49,6 +49,7 @@ def resolve(
 
     Raises:
         PathError: a folder has that name, or no longer name can be made of it.
+        StoreCorruptError: the picture of that name is damaged.
     """
     for candidate in _names(name):
         existing = snapshot.lookup(folder_ino, candidate)
@@ -75,7 +76,13 @@ def _is_same_picture(snapshot: Snapshot, ino: int, identity: Identity) -> bool:
     if inode is None or inode.content is None:
         raise PathError("a folder has that name already; import to another folder")
     content = inode.content
-    header = snapshot.payload_header(content.payload)
+    try:
+        header = snapshot.payload_header(content.payload)
+    except CorruptPayloadError as error:
+        raise StoreCorruptError(
+            f"the picture of that name in the store is damaged ({error}); see latentfs fsck, and "
+            "import to another folder"
+        ) from error
     return (
         header is not None
         and header.digest == identity.digest

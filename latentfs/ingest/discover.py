@@ -17,6 +17,9 @@ from latentfs.store.snapshot import check_name, split_path
 __all__ = ["Candidate", "discover"]
 
 
+_LINKED_FOLDER = "is a symbolic link to a folder, which is not followed; import it by itself"
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A file to import.
@@ -57,6 +60,8 @@ def _walk(source: Path, target: str) -> Iterator[Candidate | tuple[Path, str]]:
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         relative = os.path.relpath(folder, source)
         below = target if relative == "." else f"{target.rstrip('/')}/{relative}"
+        links = (Path(folder, name) for name in subfolders)
+        errors += [(link, _LINKED_FOLDER) for link in links if link.is_symlink()]
         for name in sorted(names):
             if not name.startswith("."):
                 yield _candidate(Path(folder, name), below)

@@ -14,7 +14,7 @@ from latentfs.errors import LatentfsError, PathError
 from latentfs.render.jobs import job_for_inode
 from latentfs.render.scheduler import Scheduler
 from latentfs.store.records import Inode
-from latentfs.store.snapshot import Snapshot
+from latentfs.store.snapshot import Snapshot, split_path
 from latentfs.store.store import Store
 
 __all__ = ["ExportItem", "Exporter", "export_plan"]
@@ -44,7 +44,7 @@ def export_plan(store: Store, source: str, destination: Path) -> list[ExportItem
         ino, inode = found
         if inode.is_directory:
             return list(_folder(snapshot, source.rstrip("/"), ino, destination))
-        name = source.rsplit("/", 1)[-1]
+        name = split_path(source)[-1].decode()
         target = destination / name if destination.is_dir() else destination
         return [ExportItem(source, inode, target)]
 

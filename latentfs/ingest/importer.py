@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 import trio
 
-from latentfs.errors import LatentfsError, PathError, RefusedLatentError, StoreFullError
+from latentfs.errors import LatentfsError, RefusedLatentError, StoreFullError
 from latentfs.images import jpeg, png
 from latentfs.images.framing import Framing
 from latentfs.ingest.conflicts import Conflict, Identity, OnConflict, resolve
@@ -40,6 +40,8 @@ _PARALLEL_FILES = 4
 _GROUP_FILES = 64
 _GROUP_AGE_S = 1.0
 _PIXELS_MAX = 1 << 25
+# libjpeg's own limit.
+_JPEG_SIDE_MAX = 65500
 _EXIF_MODEL = 0x0110
 _EXIF_MAKE = 0x010F
 
@@ -205,7 +207,7 @@ class Importer:
                 conflict = resolve(
                     snapshot, found[0], picture.name, picture.identity, self._options.on_conflict
                 )
-            except PathError as error:
+            except LatentfsError as error:
                 self._report(Refused(picture.path, str(error)))
                 return True
         return self._reported(conflict, picture)
@@ -269,6 +271,12 @@ class Importer:
             raise RefusedLatentError(
                 f"a latent of {width} x {height} cells would decode to {pixels} pixels, "
                 f"at most {_PIXELS_MAX} are rendered"
+            )
+        side = max(height, width) * self._vae.spatial_factor
+        if self._options.framing.format == "jpeg" and side > _JPEG_SIDE_MAX:
+            raise RefusedLatentError(
+                f"a side of {side} pixels is more than the {_JPEG_SIDE_MAX} that a JPEG can have; "
+                "import it with --format png"
             )
 
     def _narrowed(self, latent: Latent) -> tuple[Latent, bytes]:
@@ -347,7 +355,7 @@ class Importer:
                 self._report(Refused(picture.path, str(error)))
             return
         for picture, conflict in zip(group, conflicts, strict=True):
-            if isinstance(conflict, PathError):
+            if isinstance(conflict, LatentfsError):
                 self._report(Refused(picture.path, str(conflict)))
                 continue
             if self._reported(conflict, picture):
@@ -357,11 +365,11 @@ class Importer:
             psnr_db = picture.rendition.report.psnr_db
             self._report(Added(picture.path, picture.target, len(picture.payload), psnr_db))
 
-    def _commit_in_thread(self, group: list[_Picture]) -> list[Conflict | PathError]:
+    def _commit_in_thread(self, group: list[_Picture]) -> list[Conflict | LatentfsError]:
         with self._store.write() as transaction:
             return [self._add(transaction, picture) for picture in group]
 
-    def _add(self, transaction: Transaction, picture: _Picture) -> Conflict | PathError:
+    def _add(self, transaction: Transaction, picture: _Picture) -> Conflict | LatentfsError:
         """Add one picture; conflicts are looked at again, now that nobody else can write."""
         uid, gid = os.getuid(), os.getgid()
         try:
@@ -369,7 +377,7 @@ class Importer:
             conflict = resolve(
                 transaction, folder_ino, picture.name, picture.identity, self._options.on_conflict
             )
-        except PathError as error:
+        except LatentfsError as error:
             return error
         if conflict.action in ("same", "refuse"):
             return conflict
@@ -422,4 +430,7 @@ def _reason(error: LatentfsError | OSError, path: Path) -> str:
     """Why a file is refused; the report names the file itself."""
     if isinstance(error, OSError):
         return f"can't be read: {error.strerror}"
-    return str(error).removeprefix(f"{path}: ")
+    reason = str(error)
+    for shown in (str(path), ascii(str(path))):
+        reason = reason.removeprefix(f"{shown}: ")
+    return reason

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import shutil
 from importlib import resources
 from pathlib import Path
 
-from latentfs.errors import InvalidArgumentError, VaeError
+import msgspec
+
+from latentfs.errors import InvalidArgumentError, LatentfsError, VaeError
 from latentfs.latents.latent import Dtype
 from latentfs.latents.scaling import LATENT_FORMATS
 from latentfs.store.records import VaeRecord
@@ -71,7 +74,11 @@ def add_vae(
         files=files,
         origin=origin,
     )
-    _record(store, name, record)
+    try:
+        _record(store, name, record)
+    except LatentfsError:
+        _discard_copy(store, vae_id)
+        raise
     return AddedVae(record, found.dtype_psnr_db)
 
 
@@ -83,7 +90,17 @@ def _record(store: Store, name: str, record: VaeRecord) -> None:
                     f"another VAE is called {name!r} already (added from {known.origin}); "
                     "choose another name"
                 )
+            if known.id == record.id:
+                # Part of the recipe: what is imported again must come out as the same picture.
+                record = msgspec.structs.replace(record, cpu_threads=known.cpu_threads)
         transaction.put_vae(name, record)
+
+
+def _discard_copy(store: Store, vae_id: str) -> None:
+    """Remove the copy of a VAE unless it is in the store under another name."""
+    with store.write() as transaction:
+        if transaction.vae_of_id(vae_id) is None:
+            shutil.rmtree(store.path / "vae" / vae_id, ignore_errors=True)
 
 
 def _check_latent_format(latent_format: str | None, channels: int) -> None:

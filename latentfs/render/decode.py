@@ -74,7 +74,10 @@ def _to_pixels(sample: torch.Tensor, recipe: Recipe) -> np.ndarray:
             f"{recipe.vae_class} in {recipe.dtype} decoded to NaN or infinite values; "
             "add the VAE again under another name with --dtype float32"
         )
-    # Half precision until after the clamp, as diffusers' VaeImageProcessor does.
+    # In the VAE's dtype until after the clamp, as diffusers' VaeImageProcessor does; ComfyUI and
+    # A1111 widen what was decoded first.
+    if recipe.rounding == "truncate":
+        sample = sample.float()
     unit = (sample * 0.5 + 0.5).clamp(0, 1)[0].permute(1, 2, 0).float()
     levels = (unit * 255).round() if recipe.rounding == "round" else unit * 255
     return levels.to(torch.uint8).contiguous().numpy()

@@ -72,20 +72,26 @@ def inspect_vae(folder: Path, *, class_name: str, dtype: Dtype | None, origin: s
     vae = load(folder, class_name=class_name, dtype="float32")
     config = dict(vae.config)
     _refuse_vector_scaling(config, folder)
+    scaling_factor = _factor(config, "scaling_factor", 1.0, folder)
+    if scaling_factor == 0:
+        raise VaeError(f"{folder} has scaling_factor 0 in its config, which can't be undone")
+    shift_factor = _factor(config, "shift_factor", 0.0, folder)
     channels = _latent_channels(config, folder)
     factor = _spatial_factor(vae, channels, folder)
     cpu_threads = min(len(os.sched_getaffinity(0)), _CPU_THREADS_MAX)
     torch.set_num_threads(cpu_threads)
-    latent = _test_latent(vae, channels, factor)
-    chosen, psnr_db = _choose_dtype(folder, class_name, dtype, vae, latent)
+    chosen, psnr_db = "float32", math.inf
+    if dtype != "float32":
+        latent = _test_latent(vae, channels, factor)
+        chosen, psnr_db = _choose_dtype(folder, class_name, dtype, vae, latent)
     takes_scaled = class_name == "AutoencoderTiny"
     return Inspection(
         dtype=chosen,
         dtype_psnr_db=psnr_db,
         latent_channels=channels,
         spatial_factor=factor,
-        scaling_factor=float(config.get("scaling_factor") or 1.0),
-        shift_factor=float(config.get("shift_factor") or 0.0),
+        scaling_factor=scaling_factor,
+        shift_factor=shift_factor,
         takes_scaled=takes_scaled,
         latent_format=_latent_format(vae, channels, origin) if takes_scaled else None,
         cpu_threads=cpu_threads,
@@ -93,11 +99,25 @@ def inspect_vae(folder: Path, *, class_name: str, dtype: Dtype | None, origin: s
 
 
 def _refuse_vector_scaling(config: dict[str, Any], folder: Path) -> None:
+    if "batch_norm_eps" in config:
+        raise VaeError(
+            f"{folder} normalises latents by batch statistics, as FLUX.2 does, which is not "
+            "supported; only VAEs with one scaling_factor are"
+        )
     if config.get("latents_mean") is not None or config.get("latents_std") is not None:
         raise VaeError(
             f"{folder} scales each channel by its own latents_mean and latents_std, "
             "which is not supported; only VAEs with one scaling_factor are"
         )
+
+
+def _factor(config: dict[str, Any], key: str, default: float, folder: Path) -> float:
+    value = config.get(key)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise VaeError(f"{folder} has {key} {str(value)[:40]!r} in its config, not a number")
+    return float(value)
 
 
 def _latent_channels(config: dict[str, Any], folder: Path) -> int:
@@ -150,8 +170,6 @@ def _test_latent(vae: Any, channels: int, factor: int) -> torch.Tensor:
 def _choose_dtype(
     folder: Path, class_name: str, wanted: Dtype | None, vae: Any, latent: torch.Tensor
 ) -> tuple[Dtype, float]:
-    if wanted == "float32":
-        return "float32", math.inf
     # float16 is not tried: CPUs have no fast float16 convolutions, one decode can take minutes.
     dtype = wanted or "bfloat16"
     narrow = load(folder, class_name=class_name, dtype=dtype)

@@ -37,20 +37,33 @@ def load(folder: Path, *, class_name: str, dtype: Dtype) -> Any:
     """
     import diffusers.models.autoencoders as autoencoders
     from diffusers.models.modeling_utils import ModelMixin
+    from diffusers.utils import logging as diffusers_logging
+
+    # What matters of its warnings is an error here, and the rest is noise.
+    diffusers_logging.set_verbosity_error()
 
     model_class = getattr(autoencoders, class_name, None)
     if not (isinstance(model_class, type) and issubclass(model_class, ModelMixin)):
         raise VaeError(f"{folder} is a {class_name!r}, which is no diffusers autoencoder")
     try:
-        model = model_class.from_pretrained(
+        loaded: Any = model_class.from_pretrained(
             folder,
             torch_dtype=torch_dtype(dtype),
             use_safetensors=True,
             local_files_only=True,
             low_cpu_mem_usage=False,
+            output_loading_info=True,
         )
     except Exception as error:  # whatever a hostile config or weights file makes diffusers raise
         raise VaeError(f"{folder} can't be loaded as {class_name}: {_one_line(error)}") from error
+    model, found = loaded
+    if found["missing_keys"]:
+        # diffusers has filled them with random numbers, other ones at each load.
+        names = sorted(found["missing_keys"])
+        raise VaeError(
+            f"{folder} can't be loaded as {class_name}: its weights are missing {len(names)} "
+            f"tensors, {names[0]} for one; give the whole VAE"
+        )
     return model.eval().requires_grad_(False)
 
 

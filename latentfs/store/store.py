@@ -51,6 +51,7 @@ _READERS_MAX = 512
 _READER_SLOT_BYTES = 64
 _META_PAGES = 2
 _FULL_DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT}
+_NEARLY_FULL_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +103,13 @@ class Store:
             path.mkdir(parents=True, exist_ok=True)
             return cls._create_in(path)
         except BaseException as error:
+            full = isinstance(error, (OSError, lmdb.Error)) and is_full_disk(error, path)
             _remove_half_made(path, also_directory=made_directory)
+            if full:
+                raise StoreFullError(f"no space left to make a store at {path}") from error
             if isinstance(error, (OSError, lmdb.Error)):
-                kind = StoreFullError if is_full_disk(error) else StoreError
                 reason = getattr(error, "strerror", None) or str(error)
-                raise kind(f"can't make a store at {path}: {reason}") from error
+                raise StoreError(f"can't make a store at {path}: {reason}") from error
             raise
 
     @classmethod
@@ -154,7 +157,7 @@ class Store:
                 env.close()
                 raise
         except (OSError, lmdb.Error) as error:
-            if is_full_disk(error):
+            if is_full_disk(error, path):
                 raise StoreFullError(f"no space left to open the store {path}: {error}") from error
             raise StoreCorruptError(
                 f"the LMDB environment of {path} can't be opened: {error}"
@@ -193,7 +196,7 @@ class Store:
                 yield transaction
                 transaction.finish()
         except lmdb.Error as error:
-            if is_full_disk(error):
+            if is_full_disk(error, self.path):
                 raise StoreFullError(
                     f"no space left for the store {self.path} ({error}); nothing of this change "
                     "was kept: free some space and try again"
@@ -335,10 +338,19 @@ def _remove_half_made(path: Path, *, also_directory: bool) -> None:
             path.rmdir()
 
 
-def is_full_disk(error: OSError | lmdb.Error) -> bool:
+def is_full_disk(error: OSError | lmdb.Error, path: Path) -> bool:
+    """Whether *error*, of a write below *path*, says that the disk is full."""
     if isinstance(error, OSError):
         return error.errno in _FULL_DISK_ERRNOS
-    return isinstance(error, (lmdb.MapFullError, lmdb.DiskError))
+    if isinstance(error, (lmdb.MapFullError, lmdb.DiskError)):
+        return True
+    # LMDB calls a write that was cut short EIO; the part that was written has filled the disk up.
+    return os.strerror(errno.EIO) in str(error) and _free_bytes(path) < _NEARLY_FULL_BYTES
+
+
+def _free_bytes(path: Path) -> int:
+    status = os.statvfs(path)
+    return status.f_bavail * status.f_frsize
 
 
 def sync_directory(path: Path) -> None:

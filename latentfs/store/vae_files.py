@@ -130,7 +130,7 @@ def copy_into_store(source: VaeSource, store_path: Path) -> tuple[str, tuple[Vae
         with _temporary_folder(parent) as temporary:
             return _copy(source, temporary, parent)
     except OSError as error:
-        kind = StoreFullError if is_full_disk(error) else StoreError
+        kind = StoreFullError if is_full_disk(error, parent) else StoreError
         raise kind(f"can't copy the VAE {source.path} to {parent}: {error.strerror}") from error
 
 
@@ -202,6 +202,15 @@ def _vae_id(files: list[VaeFile]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
 
 
+def _refuse_strays(folder: Path, names: set[str]) -> None:
+    strays = {path.name for path in folder.iterdir()} - names if folder.is_dir() else set()
+    if strays:
+        raise VaeCorruptError(
+            f"{folder} has a file {sorted(strays)[0]!r} that was not there when the VAE was added; "
+            "remove it"
+        )
+
+
 def _is_intact(folder: Path, files: tuple[VaeFile, ...]) -> bool:
     try:
         verify(folder, files)
@@ -214,8 +223,10 @@ def verify(folder: Path, files: tuple[VaeFile, ...]) -> None:
     """Check every file of a VAE folder against its recorded hash.
 
     Raises:
-        VaeCorruptError: one is missing or different.
+        VaeCorruptError: one is missing or different, or was not there when the VAE was added: a
+            stray index file, for instance, would make diffusers load other weights.
     """
+    _refuse_strays(folder, {file.name for file in files})
     for file in files:
         path = folder / file.name
         digest = hashlib.sha256()

@@ -226,20 +226,25 @@ async def test_a_cancelled_job_that_was_not_sent_is_dropped(
 async def test_jobs_fail_when_no_renderer_can_be_started(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    opened = 0
+    class NeverReady(ScriptedRenderer):
+        async def receive(self) -> tuple[Message, bytes | None]:
+            raise RendererLostError("it ended at once")
 
-    @asynccontextmanager
-    async def broken() -> AsyncIterator[ScriptedRenderer]:
-        nonlocal opened
-        opened += 1
-        raise RendererLostError("it ended at once")
-        yield
+    class Broken(Scripted):
+        @asynccontextmanager
+        async def open(self) -> AsyncIterator[ScriptedRenderer]:
+            self.opened += 1
+            yield NeverReady({}, [])
 
-    scheduler = Scheduler(render_timeout_s=TIMEOUT_S, open_renderer=broken)  # type: ignore[arg-type]
+    broken = Broken({})
+    scheduler = Scheduler(
+        render_timeout_s=TIMEOUT_S,
+        open_renderer=broken.open,  # type: ignore[arg-type]
+    )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(scheduler.run)
         for _ in range(2):
             with pytest.raises(RendererLostError, match="no renderer could be started"):
                 await scheduler.render(job("any"))
         nursery.cancel_scope.cancel()
-    assert opened == 4
+    assert broken.opened == 4

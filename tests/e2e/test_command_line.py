@@ -1,0 +1,102 @@
+"""Help, and failures, of the command line as a whole."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from e2e.support import call, shown_error, spawn
+
+COMMANDS = (
+    (),
+    ("init",),
+    ("vae",),
+    ("vae", "add"),
+    ("vae", "list"),
+    ("import",),
+    ("mount",),
+    ("umount",),
+    ("export",),
+    ("status",),
+    ("fsck",),
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("option", ["--help", "-h"])
+def test_help_has_an_example(command, option):
+    result = call(*command, option).checked()
+    assert result.out.startswith("Usage: ")
+    assert "Example" in result.out
+    assert " ".join(("latentfs", *command)) in result.out.split("Example")[1]
+    assert result.err == ""
+
+
+def test_commands_in_the_help():
+    listed = call("--help").out.split("Commands:")[1]
+    assert {command[0] for command in COMMANDS if command} <= set(listed.split())
+
+
+def test_help_imports_next_to_nothing():
+    program = (
+        "import json, sys\n"
+        "from latentfs.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "print(json.dumps(sorted(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "--help"], capture_output=True, timeout=60, check=True
+    )
+    modules = set(json.loads(done.stderr))
+    heavy = {"torch", "numpy", "trio", "lmdb", "PIL", "diffusers", "msgspec", "pyfuse3", "asyncio"}
+    assert not heavy & modules
+
+
+def test_unknown_command_and_option():
+    result = call("imprt")
+    assert (result.status, result.out) == (2, "")
+    assert "No such command 'imprt'" in result.err
+    assert "No such option" in call("fsck", "--no-such-option", "x").err
+    assert call("init").status == 2
+
+
+def test_version():
+    assert call("--version").checked().out.startswith("latentfs, version ")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("fsck",), ("vae", "list"), ("status",), ("export", "/", "out"), ("import", "x", "--vae=v")],
+)
+def test_no_store(tmp_path, arguments):
+    command = [arguments[0], *arguments[1:2]] if arguments[0] == "vae" else [arguments[0]]
+    message = shown_error(call(*command, tmp_path / "none", *arguments[len(command) :]))
+    assert str(tmp_path / "none") in message
+    assert "store" in message
+
+
+def test_init(tmp_path):
+    store = tmp_path / "deep" / "store"
+    assert str(store) in call("init", store).checked().out
+    assert "there is a store" in shown_error(call("init", store))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    assert "there is something" in shown_error(call("init", tmp_path / "full"))
+    (tmp_path / "empty").mkdir()
+    call("init", tmp_path / "empty").checked()
+    assert "no problems" in call("fsck", store).checked().out
+    status = json.loads(call("status", store, "--json").checked().out)
+    assert (status["files"], status["payload_bytes"]) == (0, 0)
+
+
+def test_init_where_nothing_may_be_written(tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o555)
+    result = spawn("init", tmp_path / "locked" / "store", unprivileged=True)
+    assert "can't make a store" in shown_error(result)
+
+
+def test_store_of_a_newer_version(store):
+    (store / "latentfs.toml").write_text("format_version = 2\n")
+    for command in ("fsck", "status"):
+        assert "use a newer latentfs" in shown_error(call(command, store))

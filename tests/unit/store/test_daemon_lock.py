@@ -1,0 +1,77 @@
+"""One daemon a store, for as long as it lives and no longer."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from latentfs.errors import StoreLockedError
+from latentfs.store.daemon_lock import DaemonLock
+
+HOLD = """
+import sys
+from pathlib import Path
+from latentfs.store.daemon_lock import DaemonLock
+DaemonLock(Path(sys.argv[1])).acquire(mountpoint=Path("/mnt/art"))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"held\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_another_process_is_named(tmp_path, holder):
+    lock = DaemonLock(tmp_path)
+    assert lock.held_elsewhere()
+    with pytest.raises(StoreLockedError, match=f"process {holder.pid}, mounted on /mnt/art"):
+        lock.acquire(mountpoint=Path("/mnt/other"))
+    assert lock.held_elsewhere()
+
+
+def test_a_killed_holder_holds_nothing(tmp_path, holder):
+    holder.kill()
+    holder.wait()
+    lock = DaemonLock(tmp_path)
+    assert not lock.held_elsewhere()
+    lock.acquire(mountpoint=Path("/mnt/other"))
+    assert (tmp_path / "daemon.lock").read_text() == (
+        f"process {os.getpid()}, mounted on /mnt/other\n"
+    )
+    lock.release()
+
+
+def test_release(tmp_path):
+    first, second = DaemonLock(tmp_path), DaemonLock(tmp_path)
+    assert not first.held_elsewhere()
+    first.acquire(mountpoint=Path("/a"))
+    assert second.held_elsewhere()
+    with pytest.raises(StoreLockedError, match="mounted on /a"):
+        second.acquire(mountpoint=Path("/b"))
+    first.release()
+    first.release()
+    assert not second.held_elsewhere()
+    second.acquire(mountpoint=Path("/b"))
+    second.release()
+
+
+def test_a_full_disk_does_not_keep_the_lock_from_being_taken(tmp_path, monkeypatch):
+    def fail(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", fail)
+    lock = DaemonLock(tmp_path)
+    lock.acquire(mountpoint=Path("/a"))
+    assert DaemonLock(tmp_path).held_elsewhere()
+    lock.release()

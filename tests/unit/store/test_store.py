@@ -1,0 +1,336 @@
+"""Stores are made whole or not at all, and opened only if this latentfs knows what is in them."""
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+
+import lmdb
+import msgspec
+import pytest
+from store_contents import add_picture, picture_latent, problems
+
+from latentfs.errors import (
+    StoreCorruptError,
+    StoreError,
+    StoreExistsError,
+    StoreFullError,
+    StoreNotFoundError,
+    StoreVersionError,
+)
+from latentfs.store import store as store_module
+from latentfs.store import tables
+from latentfs.store.records import Totals
+from latentfs.store.store import Store
+
+HOLD_WRITE_LOCK = """
+import sys
+from pathlib import Path
+from latentfs.store.store import Store
+with Store.open(Path(sys.argv[1]), writable=True) as store, store.write():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+HOLD_SNAPSHOT = """
+import sys
+from pathlib import Path
+from latentfs.store.store import Store
+with Store.open(Path(sys.argv[1])) as store, store.read():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "art.lfs"
+    Store.create(path).close()
+    return path
+
+
+def start(script, path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"held\n"
+    return process
+
+
+@pytest.fixture
+def running():
+    processes = []
+
+    def run(script, path):
+        processes.append(start(script, path))
+        return processes[-1]
+
+    yield run
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def put_raw(path, table, key, value):
+    with (
+        lmdb.open(str(path / "lmdb"), max_dbs=20, map_size=1 << 30) as env,
+        env.begin(write=True) as txn,
+    ):
+        txn.put(key, value, db=env.open_db(table, txn))
+
+
+# Making
+
+
+def test_a_new_store_is_empty_and_sound(tmp_path):
+    path = tmp_path / "missing" / "art.lfs"
+    with Store.create(path) as store:
+        assert problems(store) == []
+        assert store.statistics().totals == Totals(directories=1)
+        with store.read() as snapshot:
+            assert list(snapshot.entries(tables.ROOT_INO)) == []
+            root = snapshot.resolve("/")
+        assert root is not None
+        assert (root[0], root[1].nlink, root[1].parent_ino) == (tables.ROOT_INO, 2, tables.ROOT_INO)
+    assert sorted(entry.name for entry in path.iterdir()) == ["latentfs.toml", "lmdb", "vae"]
+    with Store.open(path) as store:
+        assert problems(store) == []
+
+
+def test_an_empty_folder_becomes_a_store(tmp_path):
+    Store.create(tmp_path).close()
+    Store.open(tmp_path).close()
+
+
+@pytest.mark.parametrize("kind", ["store", "folder", "file", "dangling symlink"])
+def test_what_is_there_stays(tmp_path, path, kind):
+    there = path
+    if kind != "store":
+        there = tmp_path / "there"
+    if kind == "folder":
+        (there / "sub").mkdir(parents=True)
+    elif kind == "file":
+        there.write_text("mine")
+    elif kind == "dangling symlink":
+        there.symlink_to("nowhere")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(StoreExistsError, match=r"a store at" if kind == "store" else "something"):
+        Store.create(there)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("in_empty_folder", [False, True])
+@pytest.mark.parametrize(
+    ("failure", "expected"),
+    [
+        (OSError(errno.EIO, "Input/output error"), StoreError),
+        (OSError(errno.ENOSPC, "No space left on device"), StoreFullError),
+        (lmdb.DiskError("No space left on device"), StoreFullError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+    ],
+)
+@pytest.mark.parametrize("step", ["_open_environment", "sync_directory"])
+def test_a_half_made_store_is_removed(
+    tmp_path, monkeypatch, in_empty_folder, failure, expected, step
+):
+    path = tmp_path / "art.lfs"
+    if in_empty_folder:
+        path.mkdir()
+
+    def fail(*args, **kwargs):
+        raise failure
+
+    monkeypatch.setattr(store_module, step, fail)
+    with pytest.raises(expected):
+        Store.create(path)
+    assert path.is_dir() == in_empty_folder
+    assert list(tmp_path.rglob("*")) == ([path] if in_empty_folder else [])
+    monkeypatch.undo()
+    Store.create(path).close()  # the LMDB environment was closed too
+
+
+def test_folders_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="Not a directory"):
+        Store.create(tmp_path / "file" / "art.lfs")
+
+
+# Opening
+
+
+@pytest.mark.parametrize("writable", [False, True])
+def test_no_store(tmp_path, writable):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    for name in ("missing", "file", "folder"):
+        with pytest.raises(StoreNotFoundError, match="latentfs init"):
+            Store.open(tmp_path / name, writable=writable)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected", "message"),
+    [
+        (b"", StoreCorruptError, "format_version"),
+        (b"format_version = 'one'", StoreCorruptError, "format_version"),
+        (b"format_version = true", StoreCorruptError, "format_version"),
+        (b"format_version = 0", StoreCorruptError, "format_version"),
+        (b"format_version = ", StoreCorruptError, "can't be read"),
+        (b"\xff\xfe", StoreCorruptError, "can't be read"),
+        (b"a = " + 5000 * b"[", StoreCorruptError, "can't be read"),
+        (b"format_version = 2", StoreVersionError, "newer latentfs"),
+    ],
+)
+def test_settings(path, text, expected, message):
+    (path / "latentfs.toml").write_bytes(text)
+    with pytest.raises(expected, match=message):
+        Store.open(path)
+
+
+@pytest.mark.parametrize("writable", [False, True])
+def test_a_newer_schema(path, writable):
+    put_raw(path, b"catalog", b"schema", msgspec.msgpack.encode(tables.SCHEMA_VERSION + 1))
+    with pytest.raises(StoreVersionError, match="schema version 2"):
+        Store.open(path, writable=writable)
+    # The environment was closed: one process can't have it open twice.
+    put_raw(path, b"catalog", b"schema", msgspec.msgpack.encode(tables.SCHEMA_VERSION))
+    Store.open(path, writable=writable).close()
+
+
+@pytest.mark.parametrize("writable", [False, True])
+@pytest.mark.parametrize("value", [b"", b"\xc1", msgspec.msgpack.encode("one")])
+def test_a_schema_version_that_cannot_be_read(path, writable, value):
+    put_raw(path, b"catalog", b"schema", value)
+    with pytest.raises(StoreCorruptError, match="schema version"):
+        Store.open(path, writable=writable)
+
+
+@pytest.mark.parametrize("writable", [False, True])
+@pytest.mark.parametrize("damage", ["no folder", "no file", "empty", "noise", "zeros", "other"])
+def test_a_broken_environment(path, writable, damage):
+    data = path / "lmdb" / "data.mdb"
+    if damage == "no folder":
+        shutil.rmtree(path / "lmdb")
+    elif damage == "no file":
+        data.unlink()
+    elif damage == "empty":
+        data.write_bytes(b"")
+    elif damage == "noise":
+        data.write_bytes(os.urandom(data.stat().st_size))
+    elif damage == "zeros":
+        data.write_bytes(bytes(data.stat().st_size))
+    elif damage == "other":
+        shutil.rmtree(path / "lmdb")
+        lmdb.open(str(path / "lmdb")).close()
+    before = {p: p.stat().st_size for p in path.rglob("*") if p.name != "lock.mdb"}
+    with pytest.raises(StoreCorruptError, match=r"lmdb|LMDB|schema"):
+        Store.open(path, writable=writable)
+    assert {p: p.stat().st_size for p in path.rglob("*") if p.name != "lock.mdb"} == before
+
+
+def test_a_read_only_open_never_waits(path, running):
+    running(HOLD_WRITE_LOCK, path)
+    began_s = time.monotonic()
+    with Store.open(path) as store:
+        assert problems(store) == []
+    assert time.monotonic() - began_s < 10
+
+
+def test_readers_that_were_killed_pin_nothing(path, running):
+    running(HOLD_SNAPSHOT, path)  # keeps the lock file from being made anew
+    running(HOLD_SNAPSHOT, path).kill()
+    time.sleep(0.1)
+    with Store.open(path, writable=True) as store:
+        readers = store._env.readers().splitlines()
+    assert len(readers) == 2, readers  # a heading and the one that lives
+
+
+# Migration
+
+
+def to_version_2(txn, dbs):
+    txn.put(b"colour", b"red", db=dbs["catalog"])
+
+
+def to_version_3(txn, dbs):
+    value = txn.get(b"colour", db=dbs["catalog"])
+    txn.put(b"colour", bytes(value) + b"dish", db=dbs["catalog"])
+    txn.put(b"new", b"1", db=dbs["colours"])
+
+
+@pytest.fixture
+def newer_latentfs(monkeypatch):
+    monkeypatch.setattr(tables, "SCHEMA_VERSION", 3)
+    monkeypatch.setattr(tables, "MIGRATIONS", {1: to_version_2, 2: to_version_3})
+    monkeypatch.setattr(tables, "TABLES", (*tables.TABLES, "colours"))
+
+
+def content_of(store):
+    catalog = store._dbs["catalog"]
+    with store._env.begin(db=catalog) as txn:
+        return [txn.get(b"colour"), txn.get(b"schema")]
+
+
+@pytest.mark.parametrize("writable", [False, True])
+def test_an_older_store_is_migrated_step_by_step(path, newer_latentfs, writable):
+    for _ in range(2):
+        with Store.open(path, writable=writable) as store:
+            assert content_of(store) == [b"reddish", msgspec.msgpack.encode(3)]
+            assert problems(store) == []
+
+
+def test_a_migration_that_fails_changes_nothing(path, newer_latentfs, monkeypatch):
+    def fail(txn, dbs):
+        raise lmdb.DiskError("No space left on device")
+
+    monkeypatch.setitem(tables.MIGRATIONS, 2, fail)
+    with pytest.raises(StoreFullError):
+        Store.open(path)
+    monkeypatch.undo()
+    with Store.open(path) as store:
+        assert content_of(store) == [None, msgspec.msgpack.encode(1)]
+
+
+# Use
+
+
+def test_readers_see_a_snapshot_while_a_writer_commits(path):
+    with Store.open(path, writable=True) as store:
+        with store.write() as transaction:
+            add_picture(transaction, tables.ROOT_INO, b"a.png", picture_latent(1))
+        changes = store.changes()
+        with store.read() as before:
+
+            def write():
+                with store.write() as transaction:
+                    transaction.remove_file(tables.ROOT_INO, b"a.png")
+                    add_picture(transaction, tables.ROOT_INO, b"b.png", picture_latent(2))
+
+            thread = threading.Thread(target=write)
+            thread.start()
+            thread.join()
+            assert [name for name, _ in before.entries(tables.ROOT_INO)] == [b"a.png"]
+            found = before.resolve("/a.png")
+            assert found is not None
+            assert found[1].content is not None
+            assert before.payload(found[1].content.payload) is not None
+            assert before.resolve("/b.png") is None
+        with store.read() as after:
+            assert [name for name, _ in after.entries(tables.ROOT_INO)] == [b"b.png"]
+        assert store.changes() > changes
+        assert problems(store) == []
+
+
+def test_an_exception_in_a_write_leaves_the_store_as_it_was(path):
+    with Store.open(path, writable=True) as store:
+        before = store.statistics()
+        try:
+            with store.write() as transaction:
+                add_picture(transaction, tables.ROOT_INO, b"a.png", picture_latent(1))
+                raise InterruptedError
+        except InterruptedError:
+            pass
+        assert store.statistics() == before
+        assert problems(store) == []
