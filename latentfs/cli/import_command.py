@@ -14,7 +14,8 @@ from latentfs.cli.arguments import shown_bytes, store_argument
 from latentfs.cli.output import one_line
 from latentfs.images.framing import Framing
 from latentfs.ingest.discover import Candidate, discover
-from latentfs.ingest.importer import Added, AlreadyThere, Importer, ImportOptions, Outcome, Refused
+from latentfs.ingest.importer import Added, AlreadyThere, Importer, Outcome, Refused
+from latentfs.ingest.preparation import ImportOptions
 from latentfs.render.scheduler import open_scheduler
 from latentfs.store.store import Store
 

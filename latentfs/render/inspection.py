@@ -80,7 +80,8 @@ def inspect_vae(folder: Path, *, class_name: str, dtype: Dtype | None, origin: s
     factor = _spatial_factor(vae, channels, folder)
     cpu_threads = min(len(os.sched_getaffinity(0)), _CPU_THREADS_MAX)
     torch.set_num_threads(cpu_threads)
-    chosen, psnr_db = "float32", math.inf
+    chosen: Dtype = "float32"
+    psnr_db = math.inf
     if dtype != "float32":
         latent = _test_latent(vae, channels, factor)
         chosen, psnr_db = _choose_dtype(folder, class_name, dtype, vae, latent)

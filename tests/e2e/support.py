@@ -23,7 +23,8 @@ from latentfs.cli import main
 from latentfs.images.framing import Framing
 from latentfs.images.pixels import Pixels
 from latentfs.ingest.discover import Candidate, discover
-from latentfs.ingest.importer import Added, Importer, ImportOptions, Outcome
+from latentfs.ingest.importer import Added, Importer, Outcome
+from latentfs.ingest.preparation import ImportOptions
 from latentfs.latents.recipe import Rounding
 from latentfs.render.scheduler import open_scheduler
 from latentfs.store.records import Inode

@@ -1,0 +1,192 @@
+"""From a latent file to pictures that are ready to be rendered and added.
+
+Nothing here touches the store: what is refused here has left no trace in it.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from latentfs.errors import RefusedLatentError
+from latentfs.images import jpeg, png
+from latentfs.images.framing import Framing
+from latentfs.ingest.conflicts import Identity, OnConflict
+from latentfs.ingest.discover import Candidate
+from latentfs.latents import payload as payload_codec
+from latentfs.latents.latent import Latent
+from latentfs.latents.recipe import Recipe, Rounding
+from latentfs.latents.scaling import LATENT_FORMATS, Space, steps_for
+from latentfs.latents.source import LatentFile, read_latent_file
+from latentfs.store.records import Source, VaeRecord
+from latentfs.store.snapshot import check_name
+
+__all__ = ["ImportOptions", "Picture", "Preparation"]
+
+_PIXELS_MAX = 1 << 25
+# libjpeg's own limit.
+_JPEG_SIDE_MAX = 65500
+_EXIF_MODEL = 0x0110
+_EXIF_MAKE = 0x010F
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportOptions:
+    """What the user chose.
+
+    Attributes:
+        vae: name of a VAE in the store.
+        to: absolute path of the target folder in the store.
+        precision: ``source`` keeps the latents' own; a narrower one is given up to on purpose.
+        framing: file format of the pictures.
+        rounding: of pixels to 8 bits.
+        on_conflict: what to do where a name exists with another picture.
+    """
+
+    vae: str
+    to: str
+    precision: str
+    framing: Framing
+    rounding: Rounding
+    on_conflict: OnConflict
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One latent on its way into the store."""
+
+    path: Path
+    folder: str
+    name: bytes
+    identity: Identity
+    payload: bytes
+    chunks: list[bytes]
+    metadata: bytes | None
+    source: Source
+    mtime_ns: int
+    recipe: Recipe
+    reference: bytes
+
+    @property
+    def target(self) -> str:
+        return f"{self.folder.rstrip('/')}/{self.name.decode()}"
+
+
+class Preparation:
+    """Reads latent files for one VAE under one set of options.  Safe to use from many threads."""
+
+    def __init__(self, options: ImportOptions, vae: VaeRecord) -> None:
+        self._options = options
+        self._vae = vae
+
+    def prepare(self, candidate: Candidate) -> list[Picture]:
+        """Read a latent file and return its pictures, compressed and checked against the VAE.
+
+        Raises:
+            LatentfsError: it is refused; the message says why.
+            OSError: it can't be read.
+        """
+        file = read_latent_file(candidate.path)
+        status = os.stat(candidate.path)
+        chunks, metadata = self._metadata(file)
+        recipe = self._recipe(file.space)
+        suffix = self._options.framing.suffix
+        pictures = []
+        for index, latent in enumerate(file.latents):
+            self._check_fits_vae(latent)
+            number = f"_{index + 1}" if len(file.latents) > 1 else ""
+            name = check_name(candidate.stem + number + suffix)
+            kept, reference = self._narrowed(latent)
+            pictures.append(
+                Picture(
+                    path=candidate.path,
+                    folder=candidate.folder,
+                    name=name,
+                    identity=Identity.of(kept, recipe, self._options.framing, chunks),
+                    payload=payload_codec.encode(kept),
+                    chunks=chunks,
+                    metadata=metadata,
+                    source=Source(candidate.path.name, file.kind, index, None),
+                    mtime_ns=status.st_mtime_ns,
+                    recipe=recipe,
+                    reference=reference,
+                )
+            )
+        return pictures
+
+    def _check_fits_vae(self, latent: Latent) -> None:
+        channels, height, width = latent.shape
+        if channels != self._vae.latent_channels:
+            raise RefusedLatentError(
+                f"its latents have {channels} channels, VAE {self._options.vae!r} takes "
+                f"{self._vae.latent_channels}; import it with the VAE of the model it came from"
+            )
+        pixels = height * width * self._vae.spatial_factor**2
+        if pixels > _PIXELS_MAX:
+            raise RefusedLatentError(
+                f"a latent of {width} x {height} cells would decode to {pixels} pixels, "
+                f"at most {_PIXELS_MAX} are rendered"
+            )
+        side = max(height, width) * self._vae.spatial_factor
+        if self._options.framing.format == "jpeg" and side > _JPEG_SIDE_MAX:
+            raise RefusedLatentError(
+                f"a side of {side} pixels is more than the {_JPEG_SIDE_MAX} that a JPEG can have; "
+                "import it with --format png"
+            )
+
+    def _narrowed(self, latent: Latent) -> tuple[Latent, bytes]:
+        """Return the latent to keep and, where that loses precision, the exact payload."""
+        precision = self._options.precision
+        if precision == "source":
+            return latent, b""
+        kept = latent.narrowed("float16" if precision == "float16" else "bfloat16")
+        return kept, b"" if kept is latent else payload_codec.encode(latent)
+
+    def _recipe(self, space: Space) -> Recipe:
+        vae = self._vae
+        return Recipe(
+            vae=vae.id,
+            vae_class=vae.class_name,
+            dtype=vae.dtype,
+            scaling=steps_for(
+                space,
+                vae_scaling_factor=vae.scaling_factor,
+                vae_shift_factor=vae.shift_factor,
+                vae_takes_scaled=vae.takes_scaled,
+                latent_format=LATENT_FORMATS.get(vae.latent_format or ""),
+            ),
+            # Pipelines cast scaled latents to the VAE's dtype and compute in it.
+            scaling_dtype="recipe" if space is Space.SCALED else "float32",
+            rounding=self._options.rounding,
+            batch=1,
+            cpu_threads=vae.cpu_threads,
+        )
+
+    def _metadata(self, file: LatentFile) -> tuple[list[bytes], bytes | None]:
+        """Return the chunks to keep in the picture, and what does not go there, as JSON."""
+        kept = msgspec.json.encode(file.source_metadata) if file.source_metadata else None
+        if self._options.framing.format == "png":
+            return [png.text_chunk(keyword, text) for keyword, text in file.text], kept
+        if not file.text:
+            return [], kept
+        segment = jpeg.exif_segment(_exif_fields(file.text))
+        return [] if segment is None else [segment], msgspec.json.encode(dict(file.text))
+
+
+def _exif_fields(text: tuple[tuple[str, str], ...]) -> dict[int, str]:
+    """Where ComfyUI's own writers put these in formats without text chunks.
+
+    The prompt goes to Model, the others to Make and the tags below it, each as ``key:value``.
+    """
+    fields = {}
+    tag = _EXIF_MAKE
+    for keyword, value in text:
+        if keyword == "prompt":
+            fields[_EXIF_MODEL] = f"{keyword}:{value}"
+        else:
+            fields[tag] = f"{keyword}:{value}"
+            tag -= 1
+    return fields
