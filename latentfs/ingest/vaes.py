@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from importlib import resources
@@ -12,6 +13,7 @@ import msgspec
 from latentfs.errors import InvalidArgumentError, LatentfsError, VaeError
 from latentfs.latents.latent import Dtype
 from latentfs.latents.scaling import LATENT_FORMATS
+from latentfs.render import TORCH_ENVIRONMENT
 from latentfs.store.records import VaeRecord
 from latentfs.store.store import Store
 from latentfs.store.vae_files import copy_into_store, open_vae_folder
@@ -55,6 +57,8 @@ def add_vae(
         )
     source = open_vae_folder(_folder_of(origin))
 
+    for variable, value in TORCH_ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
     from latentfs.render.inspection import inspect_vae  # imports torch
 
     found = inspect_vae(source.path, class_name=source.class_name, dtype=dtype, origin=origin)

@@ -194,7 +194,12 @@ def _checked(dtype: Dtype, psnr_db: float, folder: Path) -> tuple[Dtype, float]:
 
 
 def _race(*runners: tuple[Any, torch.Tensor]) -> list[float]:
-    """Return each runner's best decode time in seconds, taken in turns: other load hits all."""
+    """Return each runner's best decode time in seconds, on one thread, taken in turns.
+
+    So that other load hits all alike: threads that wait for each other suffer most from it.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     best = [math.inf] * len(runners)
     end_s = time.perf_counter() + _RACE_S
     rounds = 0
@@ -204,6 +209,7 @@ def _race(*runners: tuple[Any, torch.Tensor]) -> list[float]:
             start_s = time.perf_counter()
             _decode(vae, latent)
             best[index] = min(best[index], time.perf_counter() - start_s)
+    torch.set_num_threads(threads)
     return best
 
 

@@ -13,7 +13,7 @@ import msgspec
 import trio
 
 from latentfs.errors import RendererLostError
-from latentfs.render import protocol
+from latentfs.render import TORCH_ENVIRONMENT, protocol
 from latentfs.render.protocol import Message, RenderRequest
 
 __all__ = ["RendererProcess", "open_renderer"]
@@ -84,7 +84,7 @@ async def open_renderer() -> AsyncIterator[RendererProcess]:
                 [sys.executable, "-m", "latentfs.render.renderer", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
-                env={**os.environ, **_QUIET_ENVIRONMENT},
+                env={**TORCH_ENVIRONMENT, **os.environ, **_QUIET_ENVIRONMENT},
             )
         try:
             yield RendererProcess(process, connection)

@@ -9,6 +9,12 @@ from typing import Any
 import pytest
 from e2e.support import made_store
 
+from latentfs.render import TORCH_ENVIRONMENT
+
+# Before the first test loads torch, which is used in this process too.
+for _variable, _value in TORCH_ENVIRONMENT.items():
+    os.environ.setdefault(_variable, _value)
+
 SHARED = Path(__file__).parents[3] / "shared"
 
 
