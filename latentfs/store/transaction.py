@@ -13,7 +13,8 @@ import lmdb
 import msgspec
 import zstandard
 
-from latentfs.errors import PathError, StoreCorruptError
+from latentfs.errors import CorruptPayloadError, PathError, StoreCorruptError
+from latentfs.latents import payload as payload_codec
 from latentfs.latents.recipe import Recipe
 from latentfs.store import tables
 from latentfs.store.records import Change, Inode, LatentContent, VaeRecord
@@ -157,12 +158,13 @@ class Transaction(Snapshot):
     # Payloads and metadata
 
     def add_payload(self, digest: bytes, payload: bytes) -> int:
-        """Store *payload* unless a latent of that *digest* is stored; return its id.
+        """Store *payload* unless a latent of that *digest* is stored intact; return its id.
 
         Its reference count starts at 0: the file that uses it is added in the same transaction.
         """
         known = self.payload_of_digest(digest)
         if known is not None:
+            self._repair_payload(known, payload)
             return known
         number = self._next(b"next_payload")
         for row, piece in enumerate(tables.split_payload(payload)):
@@ -170,6 +172,16 @@ class Transaction(Snapshot):
         self._put("payload_index", digest, tables.ino_key(number) + bytes(8))
         self._totals = self._totals.plus(payloads=1, payload_bytes=len(payload))
         return number
+
+    def _repair_payload(self, number: int, payload: bytes) -> None:
+        """Put *payload* in the place of a stored one that is damaged; an intact one is kept."""
+        stored = self.payload(number) or b""
+        if stored == payload or _is_intact(stored):
+            return
+        self._delete_payload_rows(number)
+        for row, piece in enumerate(tables.split_payload(payload)):
+            self._put("payloads", tables.payload_key(number, row), piece)
+        self._totals = self._totals.plus(payload_bytes=len(payload) - len(stored))
 
     def add_blob(self, data: bytes) -> bytes:
         """Store a metadata blob unless it is there; return its id."""
@@ -217,3 +229,11 @@ class Transaction(Snapshot):
             return
         self._txn.delete(key, db=self._dbs["metadata"])
         self._txn.delete(tables.blob_key(blob), db=self._dbs["metadata"])
+
+
+def _is_intact(payload: bytes) -> bool:
+    try:
+        payload_codec.decode(payload)
+    except CorruptPayloadError:
+        return False
+    return True

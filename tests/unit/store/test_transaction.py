@@ -406,3 +406,17 @@ def test_sized_payloads_have_headers():
     digest, payload = sized_payload(5000, number=3)
     assert len(payload) == 5000
     assert payload_codec.header(payload).digest == digest
+
+
+def test_storing_a_latent_again_repairs_its_damaged_payload(store):
+    latent = picture_latent(1)
+    with store.write() as transaction:
+        ino = add_picture(transaction, ROOT, b"a.png", latent)
+        number = transaction.inode(ino).content.payload
+        whole = transaction.payload(number)
+        transaction._put("payloads", tables.payload_key(number, 0), whole[:-1] + b"!" + b"longer")
+    assert any(problem.check == "payloads" for problem in problems(store))
+    with store.write() as transaction:
+        add_picture(transaction, ROOT, b"b.png", latent)
+        assert transaction.payload(number) == whole
+    assert [p for p in problems(store) if p.check != "totals"] == []
