@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import shutil
 import tomllib
@@ -42,6 +43,8 @@ from latentfs.store.snapshot import Snapshot
 from latentfs.store.transaction import Transaction
 
 __all__ = ["FORMAT_VERSION", "Store", "StoreStatistics"]
+
+log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 _SETTINGS_NAME = "latentfs.toml"
@@ -159,6 +162,10 @@ class Store:
         except (OSError, lmdb.Error) as error:
             if is_full_disk(error, path):
                 raise StoreFullError(f"no space left to open the store {path}: {error}") from error
+            if "Permission denied" in str(error):
+                raise StoreError(
+                    f"the store {path} can't be opened: permission denied; run as its owner"
+                ) from error
             raise StoreCorruptError(
                 f"the LMDB environment of {path} can't be opened: {error}"
             ) from error
@@ -249,7 +256,25 @@ def _open_environment(path: Path, *, writable: bool, create: bool = False) -> lm
     )
     # Pages that a killed reader saw would never be used again.
     env.reader_check()
+    _restore_length(folder / "data.mdb", (env.info()["last_pgno"] + 1) * tables.PAGE_BYTES)
     return env
+
+
+def _restore_length(path: Path, needed_bytes: int) -> None:
+    """Make a database file that was cut short as long as its map again.
+
+    What is missing then reads as zeros, which LMDB calls corrupt; reading the map past the end of
+    the file would be a bus error, and the end of the daemon.  Never shortens, unlike truncate: a
+    writer may have made the file longer meanwhile.
+    """
+    if path.stat().st_size >= needed_bytes:
+        return
+    log.info("%s is shorter than its map; making it %d bytes long", path, needed_bytes)
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.posix_fallocate(fd, needed_bytes - 1, 1)
+    finally:
+        os.close(fd)
 
 
 def _reserve_lock_file(path: Path) -> None:

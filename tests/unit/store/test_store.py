@@ -334,3 +334,19 @@ def test_an_exception_in_a_write_leaves_the_store_as_it_was(path):
             pass
         assert store.statistics() == before
         assert problems(store) == []
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.8])
+def test_a_database_that_was_cut_short_is_damage_and_no_bus_error(tmp_path, share):
+    path = tmp_path / "art.lfs"
+    with Store.create(path) as store, store.write() as transaction:
+        for number in range(20):
+            add_picture(transaction, 1, b"%d.png" % number, picture_latent(number, height=40))
+    data = path / "lmdb" / "data.mdb"
+    os.truncate(data, int(data.stat().st_size * share) // 4096 * 4096)
+    # In a process of its own: a bus error would end this one.
+    done = subprocess.run(
+        [sys.executable, "-m", "latentfs", "fsck", path], capture_output=True, text=True
+    )
+    assert done.returncode == 1, done
+    assert "problem" in done.stdout or "latentfs:" in done.stderr
