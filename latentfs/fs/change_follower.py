@@ -7,6 +7,7 @@ import logging
 import pyfuse3
 import trio
 
+from latentfs.errors import StoreError
 from latentfs.store.records import Change
 from latentfs.store.store import Store
 
@@ -31,9 +32,13 @@ async def follow_changes(store: Store) -> None:
         if store.changes() == seen:
             continue
         seen = store.changes()
-        with store.read() as snapshot:
-            changes = snapshot.changes_since(next_change)
-            next_change = snapshot.next_change()
+        try:
+            with store.read() as snapshot:
+                changes = snapshot.changes_since(next_change)
+                next_change = snapshot.next_change()
+        except StoreError as error:
+            log.error("changes of other processes can't be read: %s", error)
+            continue
         # In a thread: the kernel may block the caller until a request of ours is answered.
         await trio.to_thread.run_sync(_announce, changes)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -17,6 +18,8 @@ from typing import Any
 import trio
 
 __all__ = ["ask_daemon", "serve_control"]
+
+log = logging.getLogger(__name__)
 
 _SOCKET_NAME = "control.sock"
 _REQUEST_BYTES_MAX = 4096
@@ -55,11 +58,19 @@ async def serve_control(
     listening.listen(16)
     listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
 
+    def reply_to(request: bytes | bytearray) -> dict[str, Any]:
+        if _command(request) != "status":
+            return {"error": "unknown command"}
+        try:
+            return status()
+        except Exception as error:  # asking how it does must never end it
+            log.exception("the status can't be told")
+            return {"error": f"{type(error).__name__}: {error}"}
+
     async def answer(stream: trio.SocketStream) -> None:
         with contextlib.suppress(trio.BrokenResourceError), trio.move_on_after(_TIMEOUT_S):
             request = await stream.receive_some(_REQUEST_BYTES_MAX)
-            reply = status() if _command(request) == "status" else {"error": "unknown command"}
-            await stream.send_all(json.dumps(reply).encode())
+            await stream.send_all(json.dumps(reply_to(request)).encode())
         await stream.aclose()
 
     async with trio.open_nursery() as nursery:

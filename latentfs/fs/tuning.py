@@ -6,6 +6,7 @@ for a renderer that is to be kept busy, and 12 requests where one would do.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import subprocess
@@ -49,9 +50,10 @@ def tune(mountpoint: Path) -> list[str]:
 def _mount_fusectl() -> None:
     if os.geteuid() != 0 or not _CONNECTIONS.is_dir() or os.path.ismount(_CONNECTIONS):
         return
-    subprocess.run(
-        ["mount", "-t", "fusectl", "none", str(_CONNECTIONS)], capture_output=True, check=False
-    )
+    with contextlib.suppress(OSError):  # what can't be set then is reported anyway
+        subprocess.run(
+            ["mount", "-t", "fusectl", "none", str(_CONNECTIONS)], capture_output=True, check=False
+        )
 
 
 def _write(path: Path, value: int) -> str | None:

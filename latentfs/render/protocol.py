@@ -120,7 +120,12 @@ def decode_packet(
             fds = array.array("i")
             fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
             fd = fds[0]
-    return _decoder.decode(packet), fd
+    try:
+        return _decoder.decode(packet), fd
+    except msgspec.MsgspecError:
+        if fd is not None:
+            os.close(fd)
+        raise
 
 
 def memfd_with(parts: Sequence[bytes | memoryview]) -> int:

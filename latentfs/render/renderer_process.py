@@ -42,13 +42,15 @@ class RendererProcess:
         Raises:
             RendererLostError: the process is gone.
         """
-        fd = protocol.memfd_with(bulk)
+        packet = protocol.encode(request)
         try:
-            await self._connection.sendmsg([protocol.encode(request)], protocol.ancillary_for(fd))
+            fd = protocol.memfd_with(bulk)
+            try:
+                await self._connection.sendmsg([packet], protocol.ancillary_for(fd))
+            finally:
+                os.close(fd)
         except OSError as error:
             raise self._lost(error.strerror) from error
-        finally:
-            os.close(fd)
 
     async def receive(self) -> tuple[Message, bytes | None]:
         """Return the next message and its bulk bytes.
@@ -60,15 +62,14 @@ class RendererProcess:
             packet, ancillary, _, _ = await self._connection.recvmsg(
                 protocol.PACKET_BYTES_MAX, protocol.ANCILLARY_BYTES
             )
+            if not packet:
+                raise self._lost("it closed its socket")
+            message, fd = protocol.decode_packet(packet, ancillary)
+            return message, None if fd is None else protocol.read_and_close(fd)
         except OSError as error:
             raise self._lost(error.strerror) from error
-        if not packet:
-            raise self._lost("it closed its socket")
-        try:
-            message, fd = protocol.decode_packet(packet, ancillary)
         except msgspec.MsgspecError as error:
             raise self._lost(f"it sent {error}") from error
-        return message, None if fd is None else protocol.read_and_close(fd)
 
     def _lost(self, reason: str | None) -> RendererLostError:
         return RendererLostError(f"renderer process {self.pid} was lost: {reason}")
@@ -76,19 +77,33 @@ class RendererProcess:
 
 @contextlib.asynccontextmanager
 async def open_renderer() -> AsyncIterator[RendererProcess]:
-    """Start a renderer; kill it, and wait until it is gone, when the block is left."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    """Start a renderer; kill it, and wait until it is gone, when the block is left.
+
+    Raises:
+        RendererLostError: the process can't be started.
+    """
+    try:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    except OSError as error:
+        raise RendererLostError(f"no socket for a renderer: {error.strerror}") from error
     with contextlib.closing(trio.socket.from_stdlib_socket(ours)) as connection:
         with theirs:
-            process = await trio.lowlevel.open_process(
-                [sys.executable, "-m", "latentfs.render.renderer", str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                env={**TORCH_ENVIRONMENT, **os.environ, **_QUIET_ENVIRONMENT},
-            )
+            process = await _start(theirs.fileno())
         try:
             yield RendererProcess(process, connection)
         finally:
             process.kill()
             with trio.CancelScope(shield=True):
                 await process.wait()
+
+
+async def _start(fd: int) -> trio.Process:
+    try:
+        return await trio.lowlevel.open_process(
+            [sys.executable, "-m", "latentfs.render.renderer", str(fd)],
+            stdin=subprocess.DEVNULL,
+            pass_fds=[fd],
+            env={**TORCH_ENVIRONMENT, **os.environ, **_QUIET_ENVIRONMENT},
+        )
+    except OSError as error:
+        raise RendererLostError(f"no renderer can be started: {error.strerror}") from error

@@ -147,6 +147,8 @@ class Scheduler:
                 await self._run_renderer()
             except RendererLostError as error:
                 log.error("%s; starting another", error)
+            except Exception:  # the mount outlives whatever a renderer does
+                log.exception("a renderer failed unexpectedly; starting another")
             self._ready = False
             self._restarts_total += 1
             self._put_back_in_flight()
@@ -211,7 +213,9 @@ class Scheduler:
     def _settle(self, message: object, data: bytes | None) -> None:
         if not isinstance(message, (Rendered, Failed)):
             raise RendererLostError(f"unexpected {type(message).__name__} from a renderer")
-        pending = self._in_flight.pop(message.number)
+        pending = self._in_flight.pop(message.number, None)
+        if pending is None:
+            raise RendererLostError(f"a renderer answered request {message.number}, unasked")
         if isinstance(message, Rendered):
             self._renders_total += 1
             pending.finish(Rendition(message, data or b""))

@@ -86,7 +86,7 @@ class ScriptedRenderer:
             raise RendererLostError("it died")
         if answer == "hang":
             await trio.sleep_forever()
-        if isinstance(answer, Failed):
+        if isinstance(answer, (Failed, Ready)):
             return answer, None
         return rendered(request.number), request.vae_folder.encode()
 
@@ -248,3 +248,31 @@ async def test_jobs_fail_when_no_renderer_can_be_started(
                 await scheduler.render(job("any"))
         nursery.cancel_scope.cancel()
     assert broken.opened == 4
+
+
+async def test_nonsense_from_a_renderer_is_the_renderers_end_not_ours(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    answers = iter([Failed(4711, "unasked"), Ready("0")])
+
+    def nonsense(renderer: ScriptedRenderer, request: RenderRequest) -> object:
+        return next(answers, None)
+
+    scripted = Scripted({"a": nonsense})
+    async with running(scripted) as scheduler:
+        outcomes = await render_all(scheduler, ["a"])
+    assert outcomes == {"a": RendererLostError}
+    assert scripted.opened == 2
+
+
+async def test_a_bug_in_the_connection_does_not_end_the_scheduler(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    def bug(renderer: ScriptedRenderer, request: RenderRequest) -> object:
+        raise ZeroDivisionError
+
+    scripted = Scripted({"a": bug})
+    async with running(scripted) as scheduler:
+        outcomes = await render_all(scheduler, ["a", "b"])
+    assert outcomes == {"a": RendererLostError, "b": b"b"}
+    assert "failed unexpectedly" in caplog.text
