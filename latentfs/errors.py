@@ -22,6 +22,7 @@
     ├── RenderError
     │   ├── RenderFailedError       the renderer says that this content can't be rendered
     │   ├── RendererLostError       the renderer process died with the request in flight
+    │   │   └── NoRendererError     none can be started
     │   └── RenderTimeoutError      no rendition within the deadline
     └── MountError                  mounting or unmounting failed
 
@@ -106,6 +107,10 @@ class RenderFailedError(RenderError):
 
 
 class RendererLostError(RenderError):
+    pass
+
+
+class NoRendererError(RendererLostError):
     pass
 
 

@@ -13,6 +13,7 @@ from latentfs.cli.arguments import shown_bytes
 from latentfs.errors import StoreNotFoundError
 from latentfs.fs.control import ask_daemon
 from latentfs.fs.mountpoint import FILESYSTEM_TYPE, find_mount
+from latentfs.store.daemon_lock import DaemonLock
 from latentfs.store.store import Store
 
 __all__ = ["command"]
@@ -45,7 +46,7 @@ def _status(store_path: Path) -> dict[str, Any]:
     daemon = ask_daemon(store_path, "status")
     return {
         "store": str(store_path),
-        "mounted": daemon is not None,
+        "mounted": daemon is not None or DaemonLock(store_path).held_elsewhere(),
         "files": totals.files,
         "directories": totals.directories,
         "file_bytes": totals.size_bytes,
@@ -68,6 +69,8 @@ def _screen(status: dict[str, Any]) -> str:
         f"({status['payloads']} payloads, {shown_bytes(status['payload_bytes'])})",
         f"VAEs       {', '.join(status['vaes']) or 'none'}",
     ]
+    if status["mounted"] and "pid" not in status:
+        return "\n".join([*lines, "mount      mounted, but its daemon does not answer"])
     if not status["mounted"]:
         return "\n".join([*lines, "mount      not mounted"])
     cache = status["cache"]

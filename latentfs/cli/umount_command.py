@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from latentfs.errors import MountError
 from latentfs.fs.mountpoint import find_mount, unmount
 from latentfs.store.daemon_lock import DaemonLock
 
@@ -26,5 +27,10 @@ def command(mountpoint: Path, lazy: bool) -> None:
         return
     lock = DaemonLock(Path(mount.source))
     deadline_s = time.monotonic() + _DAEMON_END_WAIT_S
-    while lock.held_elsewhere() and time.monotonic() < deadline_s:
+    while lock.held_elsewhere():
+        if time.monotonic() > deadline_s:
+            raise MountError(
+                f"{mountpoint} is unmounted, but its daemon still runs after "
+                f"{_DAEMON_END_WAIT_S:g} s; see its log"
+            )
         time.sleep(0.02)

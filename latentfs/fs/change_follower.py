@@ -24,23 +24,27 @@ async def follow_changes(store: Store) -> None:
     The kernel may keep names and attributes for an hour, so that a lookup costs nothing; what
     another process replaces or removes shows here within a second all the same.
     """
-    with store.read() as snapshot:
-        next_change = snapshot.next_change()
-    seen = store.changes()
+    seen: int | None = None
+    next_change: int | None = None
     while True:
+        if store.changes() != seen:
+            seen = store.changes()
+            changes, next_change = _changes_since(store, next_change)
+            # In a thread: the kernel may block the caller until a request of ours is answered,
+            # which at the end nobody does.
+            await trio.to_thread.run_sync(_announce, changes, abandon_on_cancel=True)
         await trio.sleep(_INTERVAL_S)
-        if store.changes() == seen:
-            continue
-        seen = store.changes()
-        try:
-            with store.read() as snapshot:
-                changes = snapshot.changes_since(next_change)
-                next_change = snapshot.next_change()
-        except StoreError as error:
-            log.error("changes of other processes can't be read: %s", error)
-            continue
-        # In a thread: the kernel may block the caller until a request of ours is answered.
-        await trio.to_thread.run_sync(_announce, changes)
+
+
+def _changes_since(store: Store, number: int | None) -> tuple[list[Change], int | None]:
+    """Return the changes since *number*, none if that is not known yet, and the next number."""
+    try:
+        with store.read() as snapshot:
+            changes = [] if number is None else snapshot.changes_since(number)
+            return changes, snapshot.next_change()
+    except StoreError as error:
+        log.error("changes of other processes can't be read: %s", error)
+        return [], number
 
 
 def _announce(changes: list[Change]) -> None:

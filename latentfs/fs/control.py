@@ -103,5 +103,8 @@ def ask_daemon(store_path: Path, command: str) -> dict[str, Any] | None:
                 parts.append(part)
         except OSError:
             return None
-    answer = json.loads(b"".join(parts))
+    try:
+        answer = json.loads(b"".join(parts))
+    except ValueError:  # it ended before it answered
+        return None
     return answer if isinstance(answer, dict) else None

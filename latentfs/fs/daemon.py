@@ -5,6 +5,7 @@ Never imports torch: it mounts in well under a second and answers while the mode
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -73,7 +74,7 @@ def mount_and_serve(
         lock = DaemonLock(store_path)
         lock.acquire(mountpoint=mountpoint)
         try:
-            prepare_mountpoint(mountpoint)
+            prepare_mountpoint(mountpoint, store_path=store_path)
             trio.run(_Daemon(store, mountpoint, options, on_ready).run)
         finally:
             lock.release()
@@ -138,7 +139,8 @@ class _Daemon:
 
     async def _become_ready(self) -> None:
         await trio.to_thread.run_sync(tune, self._mountpoint)
-        self._on_ready()
+        with contextlib.suppress(OSError):  # whoever was to be told has gone away
+            self._on_ready()
 
     async def _await_signals(
         self, renditions: Renditions, *, task_status: trio.TaskStatus[None]

@@ -24,6 +24,7 @@ __all__ = [
 
 FILESYSTEM_TYPE = "fuse.latentfs"
 _UNMOUNT_WAIT_S = 10.0
+_ESCAPED = (("040", " "), ("011", "\t"), ("012", "\n"), ("043", "#"), ("134", "\\"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,9 @@ class MountEntry:
 
 
 def _mounts() -> Iterator[MountEntry]:
-    for line in Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape").splitlines():
+    # Not splitlines: paths may have characters that it takes for line ends.
+    lines = Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape").split("\n")
+    for line in filter(None, lines):
         left, _, right = line.partition(" - ")
         fields, rest = left.split(" "), right.split(" ")
         yield MountEntry(fields[2], _unescape(fields[4]), rest[0], _unescape(rest[1]))
@@ -52,7 +55,7 @@ def _mounts() -> Iterator[MountEntry]:
 
 def _unescape(text: str) -> str:
     """Undo mountinfo's octal escapes of blanks and backslashes."""
-    for code, character in (("040", " "), ("011", "\t"), ("012", "\n"), ("134", "\\")):
+    for code, character in _ESCAPED:
         text = text.replace(f"\\{code}", character)
     return text
 
@@ -71,12 +74,18 @@ def find_mount(path: Path) -> MountEntry | None:
     return next((m for m in reversed(list(_mounts())) if m.mountpoint == wanted), None)
 
 
-def prepare_mountpoint(path: Path) -> None:
+def prepare_mountpoint(path: Path, *, store_path: Path) -> None:
     """Make sure that *path* is a directory to mount on; unmount what a killed daemon left there.
 
     Raises:
-        MountError: it is no directory, or something alive is mounted there.
+        MountError: it is no directory, or something alive is mounted there, or the store is in it:
+            the daemon would wait for itself.
     """
+    if store_path.is_relative_to(path):
+        raise MountError(
+            f"the store {store_path} is in the mount point {path} and would be hidden by the "
+            "mount; choose another mount point"
+        )
     mount = find_mount(path)
     if mount is not None:
         if mount.type != FILESYSTEM_TYPE or not _is_stale(path):
@@ -125,5 +134,7 @@ def unmount(path: Path, *, lazy: bool = False) -> None:
         hint = "; close the programs that use it (fuser -m lists them)" if "busy" in reason else ""
         raise MountError(f"can't unmount {path}: {reason}{hint}")
     deadline_s = time.monotonic() + _UNMOUNT_WAIT_S
-    while find_mount(path) == mount and time.monotonic() < deadline_s:
+    while find_mount(path) == mount:
+        if time.monotonic() > deadline_s:
+            raise MountError(f"{path} is still mounted after {_UNMOUNT_WAIT_S:g} s; try again")
         time.sleep(0.02)

@@ -39,6 +39,7 @@ __all__ = ["LatentOperations", "OperationStatistics"]
 log = logging.getLogger(__name__)
 
 _FAILED_FOR_S = 1.0
+_PINNED_BYTES_MAX = 128 << 20
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -55,6 +56,7 @@ class OperationStatistics:
         opens_total: files opened.
         errors_total: requests answered with EIO.
         open_files: handles open now.
+        pinned_bytes: of renditions that handles in the middle of a file keep.
     """
 
     reads_total: int
@@ -62,15 +64,17 @@ class OperationStatistics:
     opens_total: int
     errors_total: int
     open_files: int
+    pinned_bytes: int
 
 
 @dataclass(slots=True)
 class _OpenFile:
     """A handle.  It keeps its rendition from the first read to the last byte, not longer.
 
-    So that one reader never sees two renders mixed, and an idle handle pins no memory.  A failure
-    is remembered for a moment: the kernel asks again at once when its readahead fails, and the
-    reader would wait for two deadlines instead of one.
+    So that one reader never sees two renders mixed.  Handles that are never read to the end keep
+    theirs only as long as all such together stay within a budget.  A failure is remembered for a
+    moment: the kernel asks again at once when its readahead fails, and the reader would wait for
+    two deadlines instead of one.
     """
 
     ino: int
@@ -83,7 +87,6 @@ class _OpenFile:
 class _OpenDirectory:
     """A directory as it was when opened: entries by position never shift under a reader."""
 
-    ino: int
     entries: list[tuple[bytes, int]]
 
 
@@ -120,6 +123,8 @@ class LatentOperations(pyfuse3.Operations):
         self._renditions = renditions
         self._handles = itertools.count(1)
         self._files: dict[int, _OpenFile] = {}
+        self._pinned: dict[int, _OpenFile] = {}
+        self._pinned_bytes = 0
         self._directories: dict[int, _OpenDirectory] = {}
         self._counts: Counter[str] = Counter()
 
@@ -130,6 +135,7 @@ class LatentOperations(pyfuse3.Operations):
             opens_total=self._counts["opens"],
             errors_total=self._counts["errors"],
             open_files=len(self._files),
+            pinned_bytes=self._pinned_bytes,
         )
 
     def count_error(self) -> None:
@@ -190,7 +196,7 @@ class LatentOperations(pyfuse3.Operations):
                 raise FUSEError(errno.ENOTDIR)
             entries = [(b".", inode), (b"..", directory.parent_ino), *snapshot.entries(inode)]
         handle = next(self._handles)
-        self._directories[handle] = _OpenDirectory(inode, entries)
+        self._directories[handle] = _OpenDirectory(entries)
         return handle
 
     @_guarded
@@ -228,13 +234,31 @@ class LatentOperations(pyfuse3.Operations):
     async def read(self, fh: int, off: int, size: int) -> bytes:
         self._counts["reads"] += 1
         file = self._files[fh]
-        if file.rendition is None:
-            file.rendition = await self._get_rendition(file)
-        piece = memoryview(file.rendition)[off : off + size]
+        rendition = file.rendition
+        if rendition is None:
+            rendition = await self._get_rendition(file)
         if off + size >= file.inode.size_bytes:
-            file.rendition = None
+            self._unpin(fh)
+        else:
+            self._pin(fh, file, rendition)
+        piece = memoryview(rendition)[off : off + size]
         self._counts["read_bytes"] += len(piece)
         return piece  # type: ignore[return-value]  # pyfuse3 takes any buffer
+
+    def _pin(self, fh: int, file: _OpenFile, rendition: bytes) -> None:
+        """Keep the handle's rendition; drop those of the handles read longest ago if need be."""
+        self._unpin(fh)
+        self._pinned[fh] = file
+        self._pinned_bytes += len(rendition)
+        file.rendition = rendition
+        while self._pinned_bytes > _PINNED_BYTES_MAX:
+            self._unpin(next(iter(self._pinned)))
+
+    def _unpin(self, fh: int) -> None:
+        file = self._pinned.pop(fh, None)
+        if file is not None and file.rendition is not None:
+            self._pinned_bytes -= len(file.rendition)
+            file.rendition = None
 
     async def _get_rendition(self, file: _OpenFile) -> bytes:
         if trio.current_time() < file.failed_until_s:
@@ -245,13 +269,14 @@ class LatentOperations(pyfuse3.Operations):
             file.failed_until_s = trio.current_time() + _FAILED_FOR_S
             self.count_error()
             source = file.inode.content.source.name if file.inode.content else "nothing"
-            log.error("reading inode %d, made of %s: %s", file.ino, source, error)
+            log.error("reading inode %d, made of %r: %s", file.ino, source, error)
             raise FUSEError(errno.EIO) from error
 
     async def flush(self, fh: int) -> None:
         """Nothing is ever written."""
 
     async def release(self, fh: int) -> None:
+        self._unpin(fh)
         self._files.pop(fh, None)
 
 

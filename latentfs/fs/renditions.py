@@ -1,7 +1,8 @@
 """The way of a read, above the renderer: cache, then one render for all who want it.
 
 Concurrency: everything here runs on the trio thread.  A flight is the one render of a content that
-is going on; readers wait for it, each with its own deadline, and it outlives them.
+is going on; readers wait for it, each with its own deadline.  It outlives them once a renderer
+works on it; if it is still queued when the last of them has gone, it is dropped.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from latentfs.store.store import Store
 __all__ = ["RenditionStatistics", "Renditions", "content_key", "open_renditions"]
 
 log = logging.getLogger(__name__)
+
+_UNMOUNTING = "the file system is being unmounted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,7 @@ class RenditionStatistics:
 class _Flight:
     done: trio.Event = field(default_factory=trio.Event)
     outcome: bytes | LatentfsError | None = None
+    waiting: int = 0
 
 
 def content_key(inode: Inode) -> Hashable:
@@ -73,6 +77,7 @@ class Renditions:
         self._render_timeout_s = render_timeout_s
         self._nursery = nursery
         self._flights: dict[Hashable, _Flight] = {}
+        self._aborted = False
         self._shared_total = 0
         self._timeouts_total = 0
         self._hash_mismatches_total = 0
@@ -87,17 +92,20 @@ class Renditions:
 
     def abort(self) -> None:
         """Fail all reads that wait, now and later: the file system is being unmounted."""
+        self._aborted = True
         self._nursery.cancel_scope.cancel()
 
     async def get(self, ino: int, inode: Inode) -> bytes:
         """Return the file's bytes, exactly ``inode.size_bytes`` of them.
 
-        If cancelled, the render goes on for whoever asks next.
+        If cancelled, a render that a renderer has begun goes on for whoever asks next.
 
         Raises:
             RenderTimeoutError: the deadline passed.
             RenderError, StoreError, LatentError: it can't be rendered.
         """
+        if self._aborted:
+            raise RenderError(_UNMOUNTING)
         key = content_key(inode)
         data = self._cache.get(key)
         if data is not None:
@@ -108,8 +116,12 @@ class Renditions:
             self._nursery.start_soon(self._fly, key, ino, inode, flight)
         else:
             self._shared_total += 1
-        with trio.move_on_after(self._render_timeout_s):
-            await flight.done.wait()
+        flight.waiting += 1
+        try:
+            with trio.move_on_after(self._render_timeout_s):
+                await flight.done.wait()
+        finally:
+            flight.waiting -= 1
         if flight.outcome is None:
             self._timeouts_total += 1
             raise RenderTimeoutError(
@@ -123,7 +135,7 @@ class Renditions:
 
     async def _fly(self, key: Hashable, ino: int, inode: Inode, flight: _Flight) -> None:
         try:
-            flight.outcome = await self._render(ino, inode)
+            flight.outcome = await self._render(ino, inode, flight)
             self._cache.put(key, flight.outcome)
         except LatentfsError as error:
             flight.outcome = error
@@ -132,16 +144,16 @@ class Renditions:
             flight.outcome = RenderError(f"inode {ino}: {type(error).__name__}: {error}")
         finally:
             if flight.outcome is None:
-                flight.outcome = RenderError("the file system is being unmounted")
+                flight.outcome = RenderError(_UNMOUNTING)
             del self._flights[key]
             flight.done.set()
 
-    async def _render(self, ino: int, inode: Inode) -> bytes:
+    async def _render(self, ino: int, inode: Inode, flight: _Flight) -> bytes:
         with self._store.read() as snapshot:
             if snapshot.inode(ino) is None:
                 raise RenderFailedError(f"inode {ino} was removed while it was open")
             job = job_for_inode(snapshot, self._store.path, inode)
-        rendition = await self._scheduler.render(job)
+        rendition = await self._scheduler.render(job, is_wanted=lambda: flight.waiting > 0)
         self._check(ino, inode, rendition)
         return rendition.data
 
@@ -165,9 +177,21 @@ class Renditions:
 async def open_renditions(
     store: Store, scheduler: Scheduler, cache: PixelCache, *, render_timeout_s: float
 ) -> AsyncIterator[Renditions]:
-    """A :class:`Renditions` whose renders are cancelled, and readers answered, at the end."""
+    """A :class:`Renditions` whose renders are cancelled, and readers answered, at the end.
+
+    Its flights live in a nursery of their own, so that :meth:`Renditions.abort` ends them and
+    leaves the block running that has to answer the readers.
+    """
+
+    async def host(*, task_status: trio.TaskStatus[Renditions]) -> None:
+        async with trio.open_nursery() as flights:
+            task_status.started(
+                Renditions(
+                    store, scheduler, cache, render_timeout_s=render_timeout_s, nursery=flights
+                )
+            )
+            await trio.sleep_forever()
+
     async with trio.open_nursery() as nursery:
-        yield Renditions(
-            store, scheduler, cache, render_timeout_s=render_timeout_s, nursery=nursery
-        )
+        yield await nursery.start(host)
         nursery.cancel_scope.cancel()

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import trio
 
-from latentfs.errors import LatentfsError, PathError
+from latentfs.errors import LatentfsError, NoRendererError, PathError
 from latentfs.render.jobs import job_for_inode
 from latentfs.render.scheduler import Scheduler
 from latentfs.store.records import Inode
-from latentfs.store.snapshot import Snapshot, split_path
+from latentfs.store.snapshot import Snapshot, check_name, split_path
 from latentfs.store.store import Store
 
 __all__ = ["ExportItem", "Exporter", "export_plan"]
@@ -52,7 +52,8 @@ def export_plan(store: Store, source: str, destination: Path) -> list[ExportItem
 def _folder(snapshot: Snapshot, source: str, ino: int, destination: Path) -> list[ExportItem]:
     items = []
     for name_bytes, child_ino in snapshot.entries(ino):
-        name = name_bytes.decode()
+        name = name_bytes.decode("utf-8", "backslashreplace")
+        check_name(name)  # a hostile store must not lead outside of the destination
         child = snapshot.inode(child_ino)
         if child is None:
             raise PathError(f"{source}/{name} leads nowhere; run latentfs fsck")
@@ -101,6 +102,8 @@ class Exporter:
                 job = job_for_inode(snapshot, self._store.path, item.inode)
             rendition = await self._scheduler.render(job)
             await trio.to_thread.run_sync(_write, item, rendition.data)
+        except NoRendererError:
+            raise  # no picture after this one fares better
         except LatentfsError as error:
             self._refuse(item.source, str(error))
         except OSError as error:

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 import trio
 
-from latentfs.errors import LatentfsError, StoreFullError
+from latentfs.errors import LatentfsError, NoRendererError
 from latentfs.ingest.conflicts import Conflict, resolve
 from latentfs.ingest.discover import Candidate
 from latentfs.ingest.preparation import ImportOptions, Picture, Preparation
@@ -102,6 +102,9 @@ class Importer:
 
         If cancelled, pictures that were rendered but not yet committed are left out; what was
         reported as added stays.
+
+        Raises:
+            NoRendererError: nothing can be rendered here.
         """
         queue = iter(candidates)
         rendered, to_commit = trio.open_memory_channel[_RenderedPicture](_GROUP_FILES)
@@ -146,6 +149,8 @@ class Importer:
             return
         try:
             rendition = await scheduler.render(self._job(picture))
+        except NoRendererError:
+            raise  # no file after this one fares better
         except LatentfsError as error:
             self._report(Refused(picture.path, _reason(error, picture.path)))
             return
@@ -214,16 +219,14 @@ class Importer:
             # Not to be abandoned half-way: outcomes must tell what is in the store.
             with trio.CancelScope(shield=True):
                 conflicts = await trio.to_thread.run_sync(self._commit_in_thread, group)
-        except StoreFullError as error:
+        except LatentfsError as error:
             await self._commit_one_by_one(group, error)
             return
         for rendered, conflict in zip(group, conflicts, strict=True):
             self._report_committed(rendered, conflict)
 
-    async def _commit_one_by_one(
-        self, group: list[_RenderedPicture], error: StoreFullError
-    ) -> None:
-        """A full disk may still have room for some of a group."""
+    async def _commit_one_by_one(self, group: list[_RenderedPicture], error: LatentfsError) -> None:
+        """A full disk may have room for some of a group; damage is met by one of them."""
         if len(group) == 1:
             path = group[0].picture.path
             self._report(Refused(path, _reason(error, path)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 import subprocess
@@ -18,6 +19,9 @@ from latentfs.render.protocol import Message, RenderRequest
 
 __all__ = ["RendererProcess", "open_renderer"]
 
+log = logging.getLogger(__name__)
+
+_KILL_WAIT_S = 10.0
 _QUIET_ENVIRONMENT = {
     "DIFFUSERS_VERBOSITY": "error",
     "HF_HUB_OFFLINE": "1",
@@ -93,8 +97,10 @@ async def open_renderer() -> AsyncIterator[RendererProcess]:
             yield RendererProcess(process, connection)
         finally:
             process.kill()
-            with trio.CancelScope(shield=True):
+            with trio.move_on_after(_KILL_WAIT_S, shield=True) as wait:
                 await process.wait()
+            if wait.cancelled_caught:  # stuck in the kernel, for instance in a device driver
+                log.error("renderer process %d does not end; left alone", process.pid)
 
 
 async def _start(fd: int) -> trio.Process:

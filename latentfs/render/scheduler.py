@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import msgspec
 import trio
 
-from latentfs.errors import RendererLostError, RenderError, RenderFailedError
+from latentfs.errors import NoRendererError, RendererLostError, RenderError, RenderFailedError
 from latentfs.render.protocol import Failed, Ready, Rendered, RenderRequest
 from latentfs.render.renderer_process import RendererProcess, open_renderer
 
@@ -74,6 +74,7 @@ class SchedulerStatistics:
 @dataclass(eq=False, slots=True)
 class _Pending:
     job: RenderJob
+    is_wanted: Callable[[], bool]
     done: trio.Event = field(default_factory=trio.Event)
     tries: int = 0
     outcome: Rendition | RenderError | None = None
@@ -118,14 +119,18 @@ class Scheduler:
             renderer_ready=self._ready,
         )
 
-    async def render(self, job: RenderJob) -> Rendition:
+    async def render(
+        self, job: RenderJob, *, is_wanted: Callable[[], bool] = lambda: True
+    ) -> Rendition:
         """Queue *job* and wait for its rendition.  If cancelled, a job not yet sent is dropped.
 
+        *is_wanted* is asked once, when the job's turn has come.
+
         Raises:
-            RenderFailedError: the renderer refused it.
+            RenderFailedError: the renderer refused it, or nobody wanted it any more.
             RendererLostError: two renderers died over it, or none can be started.
         """
-        pending = _Pending(job)
+        pending = _Pending(job, is_wanted)
         self._queue.append(pending)
         self._notify()
         try:
@@ -190,6 +195,9 @@ class Scheduler:
                 self._changed = trio.Event()
                 await self._changed.wait()
             pending = self._queue.popleft()
+            if not pending.is_wanted():
+                pending.finish(RenderFailedError("nobody waits for it any more"))
+                continue
             number = next(self._numbers)
             self._in_flight[number] = pending
             if len(self._in_flight) == 1:
@@ -247,7 +255,7 @@ class Scheduler:
         while self._queue:
             self._renders_failed_total += 1
             self._queue.popleft().finish(
-                RendererLostError(
+                NoRendererError(
                     f"no renderer could be started in {self._failed_starts} tries; what it printed "
                     "on standard error says why"
                 )

@@ -13,9 +13,16 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pyfuse3
 import pytest
+import trio
 from mounts import Mount, mounted, wait_until
 from PIL import Image
+
+from latentfs.fs import operations
+from latentfs.fs.operations import LatentOperations
+from latentfs.store.records import Inode
+from latentfs.store.store import Store
 
 
 def sha256(path: Path) -> str:
@@ -197,3 +204,34 @@ def test_it_is_usable_before_any_model_is_loaded(store: Path, tmp_path: Path) ->
         assert not mount.status()["renderer_ready"] or time.monotonic() - start_s > 1
         modules = Path(f"/proc/{mount.process.pid}/maps").read_text()
         assert "libtorch" not in modules
+
+
+def test_handles_read_in_part_keep_a_bounded_amount(
+    pictures_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Rendered:
+        async def get(self, ino: int, inode: Inode) -> bytes:
+            return bytes(inode.size_bytes)
+
+    monkeypatch.setattr(operations, "_PINNED_BYTES_MAX", 300_000)
+
+    async def read_heads() -> None:
+        with Store.open(pictures_store) as store:
+            with store.read() as snapshot:
+                found = snapshot.resolve("/pictures/000.png")
+            assert found is not None
+            filesystem = LatentOperations(store, Rendered())  # type: ignore[arg-type]
+            context = pyfuse3.RequestContext()
+            handles = [(await filesystem.open(found[0], 0, context)).fh for _ in range(30)]
+            for handle in handles:
+                assert len(await filesystem.read(handle, 0, 100)) == 100
+                assert filesystem.statistics().pinned_bytes <= 300_000
+            assert filesystem.statistics().pinned_bytes > 200_000
+            for handle in handles:
+                assert len(await filesystem.read(handle, 100, 10_000_000)) > 1000
+            assert filesystem.statistics().pinned_bytes == 0
+            for handle in handles:
+                await filesystem.release(handle)
+            assert filesystem.statistics().open_files == 0
+
+    trio.run(read_heads)

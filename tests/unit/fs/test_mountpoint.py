@@ -10,8 +10,9 @@ from latentfs.errors import MountError
 from latentfs.fs import mountpoint, tuning
 from latentfs.fs.mountpoint import find_mount, prepare_mountpoint, unmount
 
-MOUNTINFO = r"""22 1 0:20 / / rw - ext4 /dev/vda rw
-30 22 0:44 / /mnt/two\040words rw,nosuid shared:7 - fuse.latentfs /srv/art\134b.lfs ro
+MOUNTINFO = """22 1 0:20 / / rw - ext4 /dev/vda rw
+30 22 0:44 / /mnt/two\\040words rw,nosuid shared:7 - fuse.latentfs /srv/art\\134b.lfs ro
+33 22 0:47 / /mnt/odd\u2028name\\043 rw - fuse.sshfs host: ro
 31 22 0:45 / /mnt/twice rw - fuse.latentfs /first ro
 32 22 0:46 / /mnt/twice rw - fuse.sshfs host: ro
 """
@@ -31,6 +32,7 @@ def test_find_mount_unescapes_and_takes_the_topmost() -> None:
     assert topmost is not None
     assert topmost.type == "fuse.sshfs"
     assert find_mount(Path("/mnt")) is None
+    assert find_mount(Path("/mnt/odd\u2028name#")) is not None
 
 
 @pytest.mark.usefixtures("mountinfo")
@@ -40,7 +42,13 @@ def test_only_latentfs_is_unmounted() -> None:
     with pytest.raises(MountError, match="nothing is mounted on /mnt/other"):
         unmount(Path("/mnt/other"))
     with pytest.raises(MountError, match="already"):
-        prepare_mountpoint(Path("/mnt/twice"))
+        prepare_mountpoint(Path("/mnt/twice"), store_path=Path("/srv/art.lfs"))
+
+
+def test_a_store_is_not_hidden_by_its_own_mount(tmp_path: Path) -> None:
+    for place in (tmp_path, tmp_path / "art.lfs"):
+        with pytest.raises(MountError, match="would be hidden"):
+            prepare_mountpoint(place, store_path=tmp_path / "art.lfs")
 
 
 def test_a_linked_mount_point_is_found_by_its_real_path(tmp_path: Path) -> None:
@@ -56,7 +64,8 @@ def test_settings_that_can_not_be_written_are_named(
 ) -> None:
     entry = mountpoint.MountEntry("0:44", "/mnt/art", "fuse.latentfs", "/srv/art.lfs")
     monkeypatch.setattr(tuning, "find_mount", lambda _: entry)
-    monkeypatch.setattr(tuning, "_CONNECTIONS", tmp_path)
+    # Missing, so that nothing is mounted there.
+    monkeypatch.setattr(tuning, "_CONNECTIONS", tmp_path / "connections")
     monkeypatch.setattr(tuning, "_BDI", tmp_path / "bdi")
     problems = tuning.tune(Path("/mnt/art"))
     assert len(problems) == 3

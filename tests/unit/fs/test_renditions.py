@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import stat
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -37,7 +38,8 @@ class SlowScheduler:
         self.outcome = outcome
         self.renders = 0
 
-    async def render(self, job: RenderJob) -> Rendition:
+    async def render(self, job: RenderJob, *, is_wanted: Callable[[], bool]) -> Rendition:
+        assert is_wanted()
         self.renders += 1
         await trio.sleep(self.seconds)
         if isinstance(self.outcome, RenderError):
@@ -188,18 +190,40 @@ async def test_what_the_cache_does_not_keep_is_rendered_again(
     assert scheduler.renders == 3
 
 
-async def test_abort_answers_those_who_wait(
+async def test_abort_answers_those_who_wait_and_nothing_else(
     store: Store, inode: Inode, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with opened(store, SlowScheduler(seconds=5)) as renditions:
-
-        async def abort_soon() -> None:
-            await trio.sleep(1)
-            renditions.abort()
-
         async with trio.open_nursery() as nursery:
+
+            async def abort_soon() -> None:
+                await trio.sleep(1)
+                renditions.abort()
+
             nursery.start_soon(abort_soon)
             with pytest.raises(RenderError, match="being unmounted"):
                 await renditions.get(2, inode)
         with pytest.raises(RenderError, match="being unmounted"):
             await renditions.get(2, inode)
+        await trio.sleep(1)  # the block itself is not cancelled
+        assert trio.current_effective_deadline() == math.inf
+
+
+async def test_a_flight_knows_whether_anybody_waits(
+    store: Store, inode: Inode, autojump_clock: trio.testing.MockClock
+) -> None:
+    wanted: list[bool] = []
+
+    class LateScheduler(SlowScheduler):
+        async def render(self, job: RenderJob, *, is_wanted: Callable[[], bool]) -> Rendition:
+            await trio.sleep(TIMEOUT_S - 1)
+            wanted.append(is_wanted())
+            await trio.sleep(2)
+            wanted.append(is_wanted())
+            raise RenderFailedError("nobody waits for it any more")
+
+    async with opened(store, LateScheduler()) as renditions:
+        with pytest.raises(RenderTimeoutError):
+            await renditions.get(2, inode)
+        await trio.sleep(5)
+    assert wanted == [True, False]

@@ -276,3 +276,16 @@ async def test_a_bug_in_the_connection_does_not_end_the_scheduler(
         outcomes = await render_all(scheduler, ["a", "b"])
     assert outcomes == {"a": RendererLostError, "b": b"b"}
     assert "failed unexpectedly" in caplog.text
+
+
+async def test_a_job_that_nobody_wants_when_its_turn_comes_is_dropped(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    scripted = Scripted({})
+    async with running(scripted) as scheduler, trio.open_nursery() as nursery:
+        for name in ("a", "b"):
+            nursery.start_soon(scheduler.render, job(name))
+            await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(RenderFailedError, match="nobody waits"):
+            await scheduler.render(job("unwanted"), is_wanted=lambda: False)
+    assert scripted.worked_on == ["a", "b"]
