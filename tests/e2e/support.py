@@ -48,7 +48,7 @@ __all__ = [
     "unpacked",
 ]
 
-_TIMEOUT_S = 240
+_TIMEOUT_S = 1800
 # What root may do in spite of a file's mode.
 _OVERRIDES = "-dac_override,-dac_read_search"
 
