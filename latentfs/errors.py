@@ -21,6 +21,7 @@
     ├── FramingError                an encoded picture doesn't fit the size its file has
     ├── RenderError
     │   ├── RenderFailedError       the renderer says that this content can't be rendered
+    │   ├── RenderDroppedError      nobody waited for it any more when its turn came
     │   ├── RendererLostError       the renderer process died with the request in flight
     │   │   └── NoRendererError     none can be started
     │   └── RenderTimeoutError      no rendition within the deadline
@@ -103,6 +104,10 @@ class RenderError(LatentfsError):
 
 
 class RenderFailedError(RenderError):
+    pass
+
+
+class RenderDroppedError(RenderError):
     pass
 
 

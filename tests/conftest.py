@@ -1,5 +1,6 @@
 """What tests of several rooms share."""
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,8 @@ import pytest
 @pytest.fixture(scope="session")
 def tiny_vae_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A diffusers AutoencoderTiny with random weights: 4 channels, 8 pixels a cell, fast."""
-    torch = pytest.importorskip("torch")
-    diffusers: Any = pytest.importorskip("diffusers")
+    torch = importlib.import_module("torch")
+    diffusers: Any = importlib.import_module("diffusers")
     widths, blocks = (8, 8, 8, 8), (1, 1, 1, 1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

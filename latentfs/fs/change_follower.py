@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from functools import partial
 
 import pyfuse3
 import trio
@@ -50,13 +52,12 @@ def _changes_since(store: Store, number: int | None) -> tuple[list[Change], int 
 def _announce(changes: list[Change]) -> None:
     for change in changes:
         for parent_ino, name, _ in change.removed:
-            _quietly(lambda p=parent_ino, n=name: pyfuse3.invalidate_entry(p, n))
+            _quietly(partial(pyfuse3.invalidate_entry, parent_ino, name))
         for ino in change.directories:
-            _quietly(lambda i=ino: pyfuse3.invalidate_inode(i, attr_only=True))
+            _quietly(partial(pyfuse3.invalidate_inode, ino, attr_only=True))
 
 
-def _quietly(invalidate: object) -> None:
-    assert callable(invalidate)
+def _quietly(invalidate: Callable[[], None]) -> None:
     try:
         invalidate()
     except FileNotFoundError:

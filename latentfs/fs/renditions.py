@@ -15,7 +15,13 @@ from dataclasses import dataclass, field
 import trio
 
 from latentfs.cache.pixel_cache import PixelCache
-from latentfs.errors import LatentfsError, RenderError, RenderFailedError, RenderTimeoutError
+from latentfs.errors import (
+    LatentfsError,
+    RenderDroppedError,
+    RenderError,
+    RenderFailedError,
+    RenderTimeoutError,
+)
 from latentfs.render.jobs import job_for_inode
 from latentfs.render.scheduler import Rendition, Scheduler
 from latentfs.store.records import Inode
@@ -110,6 +116,24 @@ class Renditions:
         data = self._cache.get(key)
         if data is not None:
             return data
+        outcome = None
+        with trio.move_on_after(self._render_timeout_s):
+            outcome = await self._outcome(key, ino, inode)
+            while isinstance(outcome, RenderDroppedError):  # joined just as it was dropped
+                outcome = await self._outcome(key, ino, inode)
+        if outcome is None:
+            self._timeouts_total += 1
+            raise RenderTimeoutError(
+                f"inode {ino} was not rendered within {self._render_timeout_s:g} s; "
+                "the renderer is overloaded or hangs: see latentfs status, or raise "
+                "--render-timeout"
+            )
+        if isinstance(outcome, LatentfsError):
+            raise outcome
+        return outcome
+
+    async def _outcome(self, key: Hashable, ino: int, inode: Inode) -> bytes | LatentfsError | None:
+        """Join the flight of *key*, or start it, and wait for how it ends."""
         flight = self._flights.get(key)
         if flight is None:
             flight = self._flights[key] = _Flight()
@@ -118,19 +142,9 @@ class Renditions:
             self._shared_total += 1
         flight.waiting += 1
         try:
-            with trio.move_on_after(self._render_timeout_s):
-                await flight.done.wait()
+            await flight.done.wait()
         finally:
             flight.waiting -= 1
-        if flight.outcome is None:
-            self._timeouts_total += 1
-            raise RenderTimeoutError(
-                f"inode {ino} was not rendered within {self._render_timeout_s:g} s; "
-                "the renderer is overloaded or hangs: see latentfs status, or raise "
-                "--render-timeout"
-            )
-        if isinstance(flight.outcome, LatentfsError):
-            raise flight.outcome
         return flight.outcome
 
     async def _fly(self, key: Hashable, ino: int, inode: Inode, flight: _Flight) -> None:

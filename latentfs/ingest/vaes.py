@@ -44,7 +44,8 @@ def add_vae(
 ) -> AddedVae:
     """Add the VAE at *origin* (a diffusers folder, a hub id, or ``builtin``) under *name*.
 
-    Adding the same VAE under the same name again changes nothing but its dtype.
+    Adding the same VAE under the same name again replaces what is recorded of it, all but its
+    thread count, and a damaged copy of its files.
 
     Raises:
         InvalidArgumentError: *name* or *latent_format* can't be used.

@@ -17,7 +17,13 @@ from dataclasses import dataclass, field
 import msgspec
 import trio
 
-from latentfs.errors import NoRendererError, RendererLostError, RenderError, RenderFailedError
+from latentfs.errors import (
+    NoRendererError,
+    RenderDroppedError,
+    RendererLostError,
+    RenderError,
+    RenderFailedError,
+)
 from latentfs.render.protocol import Failed, Ready, Rendered, RenderRequest
 from latentfs.render.renderer_process import RendererProcess, open_renderer
 
@@ -127,7 +133,8 @@ class Scheduler:
         *is_wanted* is asked once, when the job's turn has come.
 
         Raises:
-            RenderFailedError: the renderer refused it, or nobody wanted it any more.
+            RenderFailedError: the renderer refused it.
+            RenderDroppedError: nobody wanted it any more.
             RendererLostError: two renderers died over it, or none can be started.
         """
         pending = _Pending(job, is_wanted)
@@ -196,7 +203,7 @@ class Scheduler:
                 await self._changed.wait()
             pending = self._queue.popleft()
             if not pending.is_wanted():
-                pending.finish(RenderFailedError("nobody waits for it any more"))
+                pending.finish(RenderDroppedError("nobody waits for it any more"))
                 continue
             number = next(self._numbers)
             self._in_flight[number] = pending

@@ -99,7 +99,6 @@ def chosen_latents(shared: Path, folder: Path, name: str, *, everything: bool) -
 
 @pytest.fixture(scope="module")
 def world(shared, everything, tmp_path_factory):
-    pytest.importorskip("diffusers")
     folder = tmp_path_factory.mktemp("shared")
     store, latents, batches = folder / "store", folder / "latents", []
     call("init", store).checked()

@@ -3,12 +3,13 @@
 import json
 import shutil
 import time
-from importlib import resources
 from pathlib import Path
 
 import pytest
 from e2e.support import Result, call, made_store, shown_error, spawn
+from latent_files import latent_array, write_comfyui_latent
 
+from latentfs.errors import VaeError
 from latentfs.store.records import VaeRecord
 from latentfs.store.store import Store
 
@@ -98,8 +99,6 @@ def test_what_is_recorded(empty_store, kl_shift_folder, dc_folder):
 
 
 def test_builtin(empty_store):
-    if not (resources.files("latentfs.render") / "builtin_vae").is_dir():
-        pytest.skip("the built-in VAE is not trained yet: see tools/")
     call("vae", "add", empty_store, "mini", "builtin", "--dtype", "float32").checked()
     record = record_of(empty_store, "mini")
     assert (record.class_name, record.latent_channels) == ("AutoencoderTiny", 16)
@@ -239,3 +238,27 @@ def test_store_that_is_none(tmp_path, vae):
     assert "there is no latentfs store" in message
     result: Result = call("vae", "list", tmp_path / "none")
     assert "make one with latentfs init" in shown_error(result)
+
+
+def test_batch_statistics_are_refused() -> None:
+    from latentfs.render.inspection import _refuse_vector_scaling
+
+    with pytest.raises(VaeError, match="batch statistics"):
+        _refuse_vector_scaling({"batch_norm_eps": 1e-4}, Path("flux2"))
+
+
+def test_an_import_ends_at_once_where_no_renderer_starts(
+    empty_store, tiny_vae_folder, tmp_path, monkeypatch
+):
+    call("vae", "add", empty_store, "tiny", tiny_vae_folder, "--dtype", "float32").checked()
+    for number in range(20):
+        write_comfyui_latent(tmp_path / f"{number}.latent", latent_array(1, 4, 2, 2, seed=number))
+    broken = tmp_path / "broken"
+    (broken / "torch").mkdir(parents=True)
+    (broken / "torch" / "__init__.py").write_text("raise ImportError('broken on purpose')")
+    monkeypatch.setenv("PYTHONPATH", str(broken))
+    latents = sorted(tmp_path.glob("*.latent"))
+    done = spawn("import", empty_store, *latents, "--vae", "tiny")
+    assert done.status == 1
+    last = done.err.strip().splitlines()[-1]
+    assert last.startswith("latentfs: no renderer could be started in 3 tries")

@@ -15,7 +15,12 @@ import trio.testing
 from latent_files import latent_array
 
 from latentfs.cache.pixel_cache import PixelCache
-from latentfs.errors import RenderError, RenderFailedError, RenderTimeoutError
+from latentfs.errors import (
+    RenderDroppedError,
+    RenderError,
+    RenderFailedError,
+    RenderTimeoutError,
+)
 from latentfs.fs.renditions import Renditions, open_renditions
 from latentfs.images.framing import Framing
 from latentfs.latents import payload as payload_codec
@@ -220,10 +225,26 @@ async def test_a_flight_knows_whether_anybody_waits(
             wanted.append(is_wanted())
             await trio.sleep(2)
             wanted.append(is_wanted())
-            raise RenderFailedError("nobody waits for it any more")
+            raise RenderDroppedError("nobody waits for it any more")
 
     async with opened(store, LateScheduler()) as renditions:
         with pytest.raises(RenderTimeoutError):
             await renditions.get(2, inode)
         await trio.sleep(5)
     assert wanted == [True, False]
+
+
+async def test_a_reader_that_joins_a_flight_as_it_is_dropped_starts_another(
+    store: Store, inode: Inode, autojump_clock: trio.testing.MockClock
+) -> None:
+    class DropsTheFirst(SlowScheduler):
+        async def render(self, job: RenderJob, *, is_wanted: Callable[[], bool]) -> Rendition:
+            rendition = await super().render(job, is_wanted=is_wanted)
+            if self.renders == 1:
+                raise RenderDroppedError("nobody waits for it any more")
+            return rendition
+
+    scheduler = DropsTheFirst()
+    async with opened(store, scheduler) as renditions:
+        assert await renditions.get(2, inode) == DATA
+    assert scheduler.renders == 2

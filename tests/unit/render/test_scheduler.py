@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from latentfs.errors import RendererLostError, RenderFailedError
+from latentfs.errors import RenderDroppedError, RendererLostError, RenderFailedError
 from latentfs.images.framing import Framing
 from latentfs.latents.recipe import Recipe
 from latentfs.render.protocol import Failed, Message, Ready, Rendered, RenderRequest
@@ -286,6 +286,6 @@ async def test_a_job_that_nobody_wants_when_its_turn_comes_is_dropped(
         for name in ("a", "b"):
             nursery.start_soon(scheduler.render, job(name))
             await trio.testing.wait_all_tasks_blocked()
-        with pytest.raises(RenderFailedError, match="nobody waits"):
+        with pytest.raises(RenderDroppedError, match="nobody waits"):
             await scheduler.render(job("unwanted"), is_wanted=lambda: False)
     assert scripted.worked_on == ["a", "b"]
