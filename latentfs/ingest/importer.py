@@ -21,6 +21,7 @@ from latentfs.errors import LatentfsError, NoRendererError
 from latentfs.ingest.conflicts import Conflict, resolve
 from latentfs.ingest.discover import Candidate
 from latentfs.ingest.preparation import ImportOptions, Picture, Preparation
+from latentfs.latents import payload as payload_codec
 from latentfs.render.protocol import Rendered, RenderRequest
 from latentfs.render.scheduler import RenderJob, Scheduler
 from latentfs.store.records import Inode, LatentContent
@@ -68,6 +69,7 @@ class _RenderedPicture:
     """A picture whose size is known, on its way into the store."""
 
     picture: Picture
+    payload: bytes
     report: Rendered
 
 
@@ -148,13 +150,14 @@ class Importer:
         if self._settled_by_conflict(picture):
             return
         try:
-            rendition = await scheduler.render(self._job(picture))
+            job = await trio.to_thread.run_sync(self._job, picture)
+            rendition = await scheduler.render(job)
         except NoRendererError:
             raise  # no file after this one fares better
         except LatentfsError as error:
             self._report(Refused(picture.path, _reason(error, picture.path)))
             return
-        await rendered.send(_RenderedPicture(picture, rendition.report))
+        await rendered.send(_RenderedPicture(picture, job.bulk[0], rendition.report))
 
     def _settled_by_conflict(self, picture: Picture) -> bool:
         """Whether the picture needs no render: it is there already, or may not replace another."""
@@ -189,6 +192,9 @@ class Importer:
     # Rendering and committing
 
     def _job(self, picture: Picture) -> RenderJob:
+        """Compress the latent, and the exact one where that is to be compared with."""
+        payload = payload_codec.encode(picture.latent)
+        reference = b"" if picture.exact is None else payload_codec.encode(picture.exact)
         request = RenderRequest(
             number=0,
             vae_folder=str(self._store.path / "vae" / self._vae.id),
@@ -196,12 +202,12 @@ class Importer:
             recipe=picture.recipe,
             framing=self._options.framing,
             size_bytes=None,
-            payload_bytes=len(picture.payload),
-            reference_bytes=len(picture.reference),
+            payload_bytes=len(payload),
+            reference_bytes=len(reference),
             chunk_bytes=tuple(len(chunk) for chunk in picture.chunks),
             want_data=False,
         )
-        return RenderJob(request, [picture.payload, picture.reference, *picture.chunks])
+        return RenderJob(request, [payload, reference, *picture.chunks])
 
     async def _commit_groups(self, to_commit: trio.MemoryReceiveChannel[_RenderedPicture]) -> None:
         async for first in to_commit:
@@ -243,7 +249,7 @@ class Importer:
         elif not self._reported(conflict, picture):
             target = f"{picture.folder.rstrip('/')}/{conflict.name.decode()}"
             psnr_db = rendered.report.psnr_db
-            self._report(Added(picture.path, target, len(picture.payload), psnr_db))
+            self._report(Added(picture.path, target, len(rendered.payload), psnr_db))
 
     def _commit_in_thread(self, group: list[_RenderedPicture]) -> list[Conflict | LatentfsError]:
         with self._store.write() as transaction:
@@ -268,7 +274,7 @@ class Importer:
             transaction.remove_file(folder_ino, conflict.name)
         metadata = None if picture.metadata is None else transaction.add_blob(picture.metadata)
         content = LatentContent(
-            payload=transaction.add_payload(picture.identity.digest, picture.payload),
+            payload=transaction.add_payload(picture.identity.digest, rendered.payload),
             recipe=transaction.put_recipe(picture.recipe),
             framing=self._options.framing,
             chunks=tuple(transaction.add_blob(chunk) for chunk in picture.chunks),

@@ -16,7 +16,6 @@ from latentfs.images import jpeg, png
 from latentfs.images.framing import Framing
 from latentfs.ingest.conflicts import Identity, OnConflict
 from latentfs.ingest.discover import Candidate
-from latentfs.latents import payload as payload_codec
 from latentfs.latents.latent import Latent
 from latentfs.latents.recipe import Recipe, Rounding
 from latentfs.latents.scaling import LATENT_FORMATS, Space, steps_for
@@ -56,19 +55,22 @@ class ImportOptions:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One latent on its way into the store."""
+    """One latent on its way into the store, not compressed yet: it may turn out to be there.
+
+    ``exact`` is the latent as it came where ``latent`` has been narrowed, else None.
+    """
 
     path: Path
     folder: str
     name: bytes
     identity: Identity
-    payload: bytes
+    latent: Latent
+    exact: Latent | None
     chunks: list[bytes]
     metadata: bytes | None
     source: Source
     mtime_ns: int
     recipe: Recipe
-    reference: bytes
 
     @property
     def target(self) -> str:
@@ -83,7 +85,7 @@ class Preparation:
         self._vae = vae
 
     def prepare(self, candidate: Candidate) -> list[Picture]:
-        """Read a latent file and return its pictures, compressed and checked against the VAE.
+        """Read a latent file and return its pictures, checked against the VAE.
 
         Raises:
             LatentfsError: it is refused; the message says why.
@@ -99,20 +101,20 @@ class Preparation:
             self._check_fits_vae(latent)
             number = f"_{index + 1}" if len(file.latents) > 1 else ""
             name = check_name(candidate.stem + number + suffix)
-            kept, reference = self._narrowed(latent)
+            kept = self._narrowed(latent)
             pictures.append(
                 Picture(
                     path=candidate.path,
                     folder=candidate.folder,
                     name=name,
                     identity=Identity.of(kept, recipe, self._options.framing, chunks),
-                    payload=payload_codec.encode(kept),
+                    latent=kept,
+                    exact=None if kept is latent else latent,
                     chunks=chunks,
                     metadata=metadata,
                     source=Source(candidate.path.name, file.kind, index, None),
                     mtime_ns=status.st_mtime_ns,
                     recipe=recipe,
-                    reference=reference,
                 )
             )
         return pictures
@@ -137,13 +139,12 @@ class Preparation:
                 "import it with --format png"
             )
 
-    def _narrowed(self, latent: Latent) -> tuple[Latent, bytes]:
-        """Return the latent to keep and, where that loses precision, the exact payload."""
+    def _narrowed(self, latent: Latent) -> Latent:
+        """Return the latent to keep: the same one where no precision is to be given up."""
         precision = self._options.precision
         if precision == "source":
-            return latent, b""
-        kept = latent.narrowed("float16" if precision == "float16" else "bfloat16")
-        return kept, b"" if kept is latent else payload_codec.encode(latent)
+            return latent
+        return latent.narrowed("float16" if precision == "float16" else "bfloat16")
 
     def _recipe(self, space: Space) -> Recipe:
         vae = self._vae
