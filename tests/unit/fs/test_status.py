@@ -6,7 +6,7 @@ import msgspec
 from click.testing import CliRunner
 from store_contents import RECIPE, VAE, add_picture, picture_latent
 
-from latentfs.cli.status_command import command
+from latentfs.cli import _latentfs
 from latentfs.fs import attributes
 from latentfs.ingest.vaes import _record
 from latentfs.store.daemon_lock import DaemonLock
@@ -16,10 +16,10 @@ from latentfs.store.store import Store
 def test_a_daemon_that_does_not_answer_is_no_missing_mount(tmp_path: Path) -> None:
     path = tmp_path / "art.lfs"
     Store.create(path).close()
-    assert "not mounted" in CliRunner().invoke(command, [str(path)]).output
+    assert "not mounted" in CliRunner().invoke(_latentfs, ["status", str(path)]).output
     lock = DaemonLock(path)
     lock.acquire(mountpoint=tmp_path / "mnt")
-    assert "does not answer" in CliRunner().invoke(command, [str(path)]).output
+    assert "does not answer" in CliRunner().invoke(_latentfs, ["status", str(path)]).output
     lock.release()
 
 
