@@ -35,3 +35,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="N",
         help="How often each test in tests/crash kills an import.",
     )
+    parser.addoption(
+        "--chaos-seconds",
+        type=float,
+        default=20.0,
+        metavar="SECONDS",
+        help="How long tests/crash does things to the renderers of a mount.",
+    )

@@ -54,6 +54,10 @@ class PixelCache:
         self._entries.move_to_end(key)
         return data
 
+    def holds(self, key: Hashable) -> bool:
+        """Return whether *key* is here, without counting that as a use."""
+        return key in self._entries
+
     def put(self, key: Hashable, data: bytes) -> None:
         """Keep *data*, evicting others for it; not kept if larger than the whole budget."""
         self.discard(key)

@@ -26,6 +26,7 @@ _COMMANDS = {
     "export": "Copy pictures out of a store without mounting it.",
     "status": "Show what a store or a mount holds and does.",
     "fsck": "Check a store for damage.",
+    "bench": "Measure what reading through a mount costs.",
 }
 _INTERRUPTED_EXIT_STATUS = 130
 

@@ -7,10 +7,28 @@ from pathlib import Path
 
 import click
 
-__all__ = ["BYTES", "store_argument", "shown_bytes"]
+__all__ = ["BYTES", "device_option", "store_argument", "shown_bytes"]
 
 store_argument = click.argument(
     "store", type=click.Path(path_type=Path, resolve_path=True), metavar="STORE"
+)
+
+_DEVICE_PATTERN = r"auto|cpu|cuda(:\d+)?"
+
+
+def _checked_device(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    if re.fullmatch(_DEVICE_PATTERN, value) is None:
+        raise click.BadParameter(f"{value!r} is not a device; use auto, cpu, cuda or cuda:N")
+    return value
+
+
+device_option = click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    metavar="auto|cpu|cuda|cuda:N",
+    callback=_checked_device,
+    help="What decodes.  cuda is all GPUs; auto is all GPUs, or the CPU where there is none.",
 )
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import trio
 
-from latentfs.cli.arguments import store_argument
+from latentfs.cli.arguments import device_option, store_argument
 from latentfs.cli.output import one_line
 from latentfs.ingest.exporter import Exporter, ExportItem, export_plan
 from latentfs.render.scheduler import open_scheduler
@@ -28,7 +28,8 @@ _HANG_TIMEOUT_S = 600.0
 @store_argument
 @click.argument("source", metavar="SRC")
 @click.argument("destination", type=click.Path(path_type=Path), metavar="DEST")
-def command(store: Path, source: str, destination: Path) -> int:
+@device_option
+def command(store: Path, source: str, destination: Path, device: str) -> int:
     """Copy the picture or folder SRC (a path inside STORE) out to DEST, with names and times.
 
     A folder's contents go into DEST, which is made if missing; a picture goes to DEST, or into it
@@ -43,15 +44,17 @@ def command(store: Path, source: str, destination: Path) -> int:
 
     with Store.open(store) as opened:
         plan = export_plan(opened, source, destination)
-        trio.run(_export, opened, plan, refuse)
+        trio.run(_export, opened, plan, refuse, device)
     click.echo(f"{len(plan) - failed} exported to {destination}, {failed} failed")
     return 1 if failed else 0
 
 
-async def _export(store: Store, plan: list[ExportItem], refuse: Callable[[str, str], None]) -> None:
+async def _export(
+    store: Store, plan: list[ExportItem], refuse: Callable[[str, str], None], device: str
+) -> None:
     with click.progressbar(
         length=len(plan), label="exporting", file=sys.stderr, hidden=not sys.stderr.isatty()
     ) as bar:
-        async with open_scheduler(render_timeout_s=_HANG_TIMEOUT_S) as scheduler:
+        async with open_scheduler(render_timeout_s=_HANG_TIMEOUT_S, device=device) as scheduler:
             exporter = Exporter(store, scheduler, refuse=refuse, on_done=lambda: bar.update(1))
             await exporter.run(plan)

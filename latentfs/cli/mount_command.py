@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from latentfs.cli.arguments import BYTES, store_argument
+from latentfs.cli.arguments import BYTES, device_option, store_argument
 from latentfs.errors import MountError
 from latentfs.fs.daemon import MountOptions, mount_and_serve
 from latentfs.fs.mountpoint import resolve_mountpoint
@@ -54,6 +54,17 @@ _FUSE_CONFIGURATION = Path("/etc/fuse.conf")
     metavar="SECONDS",
     help="After which a read ends with an input/output error.",
 )
+@device_option
+@click.option(
+    "--prefetch",
+    "prefetch_files",
+    type=click.IntRange(0, 64),
+    default=8,
+    show_default=True,
+    metavar="FILES",
+    help="Rendered ahead, when nothing else is, for readers that go through a folder in order; "
+    "0 for none.",
+)
 @click.option("--verbose", "-v", is_flag=True, help="Log what happens, not only what goes wrong.")
 def command(
     store: Path,
@@ -61,6 +72,8 @@ def command(
     mount_options: tuple[str, ...],
     cache_bytes: int,
     render_timeout_s: float,
+    device: str,
+    prefetch_files: int,
     verbose: bool,
 ) -> None:
     """Mount STORE on the folder MOUNTPOINT, read-only, and stay in the foreground.
@@ -75,6 +88,8 @@ def command(
     options = MountOptions(
         cache_bytes=cache_bytes,
         render_timeout_s=render_timeout_s,
+        device=device,
+        prefetch_files=prefetch_files,
         fuse_options=_fuse_options(mount_options),
     )
     where = resolve_mountpoint(mountpoint)

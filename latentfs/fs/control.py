@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +48,9 @@ def _umask(mask: int) -> Iterator[None]:
 
 @contextlib.asynccontextmanager
 async def serve_control(
-    store_path: Path, status: Callable[[], dict[str, Any]]
+    store_path: Path, commands: Mapping[str, Callable[[], dict[str, Any]]]
 ) -> AsyncIterator[None]:
-    """Answer ``status`` requests while the block runs."""
+    """Answer the *commands* while the block runs."""
     (store_path / _SOCKET_NAME).unlink(missing_ok=True)
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with _short_path(store_path) as path, _umask(0o177):
@@ -59,12 +59,13 @@ async def serve_control(
     listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
 
     def reply_to(request: bytes | bytearray) -> dict[str, Any]:
-        if _command(request) != "status":
+        command = commands.get(str(_command(request)))
+        if command is None:
             return {"error": "unknown command"}
         try:
-            return status()
+            return command()
         except Exception as error:  # asking how it does must never end it
-            log.exception("the status can't be told")
+            log.exception("a command on the control socket failed")
             return {"error": f"{type(error).__name__}: {error}"}
 
     async def answer(stream: trio.SocketStream) -> None:

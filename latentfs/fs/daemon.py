@@ -25,6 +25,7 @@ from latentfs.fs.change_follower import follow_changes
 from latentfs.fs.control import serve_control
 from latentfs.fs.mountpoint import FILESYSTEM_TYPE, prepare_mountpoint
 from latentfs.fs.operations import LatentOperations
+from latentfs.fs.prefetch import SequenceDetector
 from latentfs.fs.renditions import Renditions, open_renditions
 from latentfs.fs.tuning import MAX_BACKGROUND, tune
 from latentfs.render.scheduler import Scheduler, open_scheduler
@@ -37,6 +38,10 @@ log = logging.getLogger(__name__)
 
 # Reads of readahead windows come on top of the background limit.
 _TASKS_MAX = 2 * MAX_BACKGROUND
+# A read is never delayed by more than one render that no reader waits for.
+_BACKGROUND_GROUPS_MAX = 1
+# Of the pixel cache, for what is rendered ahead of a reader.
+_AHEAD_CACHE_PARTS = 4
 _END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -47,11 +52,15 @@ class MountOptions:
     Attributes:
         cache_bytes: budget of the pixel cache.
         render_timeout_s: after which a read ends with EIO.
+        device: what renders: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``.
+        prefetch_files: rendered ahead of a reader that goes through a directory; 0 for none.
         fuse_options: passed on to the kernel, such as ``allow_other``.
     """
 
     cache_bytes: int
     render_timeout_s: float
+    device: str
+    prefetch_files: int
     fuse_options: frozenset[str]
 
 
@@ -98,19 +107,29 @@ class _Daemon:
         options = self._options
         cache = PixelCache(budget_bytes=options.cache_bytes)
         async with (
-            open_scheduler(render_timeout_s=options.render_timeout_s) as scheduler,
+            open_scheduler(
+                render_timeout_s=options.render_timeout_s,
+                device=options.device,
+                background_groups_max=_BACKGROUND_GROUPS_MAX,
+            ) as scheduler,
             open_renditions(
                 self._store, scheduler, cache, render_timeout_s=options.render_timeout_s
             ) as renditions,
         ):
-            operations = LatentOperations(self._store, renditions)
+            operations = LatentOperations(
+                self._store,
+                renditions,
+                SequenceDetector(files_max=options.prefetch_files),
+                ahead_bytes=options.cache_bytes // _AHEAD_CACHE_PARTS,
+            )
             self._mount(operations)
 
             def status() -> dict[str, Any]:
                 return self._status(operations, renditions, scheduler, cache)
 
             try:
-                async with serve_control(self._store.path, status):
+                commands = {"status": status, "renders": lambda: _renders(renditions)}
+                async with serve_control(self._store.path, commands):
                     await self._serve(renditions)
             finally:
                 pyfuse3.close(unmount=True)
@@ -169,7 +188,15 @@ class _Daemon:
             "renders_total": rendered.renders_total,
             "renders_failed_total": rendered.renders_failed_total,
             "renders_in_flight": flights.in_flight,
-            "renderer_ready": rendered.renderer_ready,
+            "renders_queued": rendered.queued,
+            "renders_queued_background": rendered.queued_background,
+            "renders_widened_total": rendered.renders_widened_total,
+            "renders_given_up_total": flights.given_up_total,
+            "renders_prefetched_total": flights.prefetched_total,
+            "renders_out_of_memory_total": rendered.out_of_memory_total,
+            "contents_quarantined": rendered.quarantined,
+            "renderer_ready": bool(rendered.devices),
+            "renderer_devices": list(rendered.devices),
             "renderer_restarts_total": rendered.renderer_restarts_total,
             "render_timeouts_total": flights.timeouts_total,
             "render_waits_shared_total": flights.shared_total,
@@ -177,3 +204,7 @@ class _Daemon:
             **dataclasses.asdict(counted),
             "cache": dataclasses.asdict(cache.statistics()),
         }
+
+
+def _renders(renditions: Renditions) -> dict[str, Any]:
+    return {"renders": [dataclasses.asdict(flown) for flown in renditions.flown()]}

@@ -17,8 +17,8 @@ import itertools
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass, field
 from math import inf
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -28,7 +28,10 @@ from pyfuse3 import FUSEError
 
 from latentfs.errors import LatentfsError
 from latentfs.fs import attributes
+from latentfs.fs.prefetch import SequenceDetector
+from latentfs.fs.readers import is_gone, reader_of
 from latentfs.fs.renditions import Renditions
+from latentfs.render.job_queue import Reader
 from latentfs.store.records import Inode
 from latentfs.store.snapshot import Snapshot
 from latentfs.store.store import Store
@@ -75,18 +78,27 @@ class _OpenFile:
     theirs only as long as all such together stay within a budget.  A failure is remembered for a
     moment: the kernel asks again at once when its readahead fails, and the reader would wait for
     two deadlines instead of one.
+
+    Attributes:
+        reader: whose turn its renders take.
+        opener_pid: process that opened it.
+        waiting: a scope for each read that waits; cancelled when nobody can take the answer.
     """
 
     ino: int
     inode: Inode
+    reader: Reader
+    opener_pid: int
     rendition: bytes | None = None
     failed_until_s: float = -inf
+    waiting: set[trio.CancelScope] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)
 class _OpenDirectory:
     """A directory as it was when opened: entries by position never shift under a reader."""
 
+    ino: int
     entries: list[tuple[bytes, int]]
 
 
@@ -117,10 +129,14 @@ class LatentOperations(pyfuse3.Operations):
     supports_dot_lookup = False
     enable_writeback_cache = False
 
-    def __init__(self, store: Store, renditions: Renditions) -> None:
+    def __init__(
+        self, store: Store, renditions: Renditions, detector: SequenceDetector, *, ahead_bytes: int
+    ) -> None:
         super().__init__()
         self._store = store
         self._renditions = renditions
+        self._detector = detector
+        self._ahead_bytes = ahead_bytes
         self._handles = itertools.count(1)
         self._files: dict[int, _OpenFile] = {}
         self._pinned: dict[int, _OpenFile] = {}
@@ -153,6 +169,7 @@ class LatentOperations(pyfuse3.Operations):
             ino = snapshot.lookup(parent_inode, name)
             if ino is None:
                 raise FUSEError(errno.ENOENT)
+            self._detector.saw_name(ino, parent_inode, name)
             return attributes.entry(ino, _require(snapshot, ino))
 
     @_guarded
@@ -196,18 +213,21 @@ class LatentOperations(pyfuse3.Operations):
                 raise FUSEError(errno.ENOTDIR)
             entries = [(b".", inode), (b"..", directory.parent_ino), *snapshot.entries(inode)]
         handle = next(self._handles)
-        self._directories[handle] = _OpenDirectory(entries)
+        self._directories[handle] = _OpenDirectory(inode, entries)
         return handle
 
     @_guarded
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        entries = self._directories[fh].entries
+        directory = self._directories[fh]
+        entries = directory.entries
         with self._store.read() as snapshot:
             for position in range(start_id, len(entries)):
                 name, ino = entries[position]
                 inode = snapshot.inode(ino)
                 if inode is None:  # removed since the directory was opened
                     continue
+                if not inode.is_directory:
+                    self._detector.saw_name(ino, directory.ino, name)
                 entry = attributes.entry(ino, inode)
                 if not pyfuse3.readdir_reply(token, name, entry, position + 1):
                     return
@@ -226,9 +246,30 @@ class LatentOperations(pyfuse3.Operations):
         if record.is_directory:
             raise FUSEError(errno.EISDIR)
         handle = next(self._handles)
-        self._files[handle] = _OpenFile(inode, record)
+        reader = reader_of(ctx.uid, ctx.pid)
+        self._files[handle] = _OpenFile(inode, record, reader, ctx.pid)
         self._counts["opens"] += 1
+        self._render_ahead(reader, inode)
         return pyfuse3.FileInfo(fh=handle, keep_cache=True)
+
+    def _render_ahead(self, reader: Reader, ino: int) -> None:
+        """Have what *reader* will probably open next rendered, within the budget."""
+        with self._store.read() as snapshot:
+
+            def next_files(parent_ino: int, name: bytes) -> Iterator[tuple[bytes, int]]:
+                for following, child_ino in snapshot.entries(parent_ino, after=name):
+                    child = snapshot.inode(child_ino)
+                    if child is not None and not child.is_directory:
+                        yield following, child_ino
+
+            left_bytes = self._ahead_bytes
+            for next_ino in self._detector.opened(reader, ino, next_files):
+                record = _require(snapshot, next_ino)
+                left_bytes -= record.size_bytes
+                if left_bytes < 0:
+                    return
+                is_ahead = functools.partial(self._detector.is_wanted, reader, next_ino)
+                self._renditions.prefetch(next_ino, record, is_ahead)
 
     @_guarded
     async def read(self, fh: int, off: int, size: int) -> bytes:
@@ -263,17 +304,31 @@ class LatentOperations(pyfuse3.Operations):
     async def _get_rendition(self, file: _OpenFile) -> bytes:
         if trio.current_time() < file.failed_until_s:
             raise FUSEError(errno.EIO)
+        scope = trio.CancelScope()
+        file.waiting.add(scope)
         try:
-            return await self._renditions.get(file.ino, file.inode)
+            with scope:
+                return await self._renditions.get(file.ino, file.inode, file.reader)
         except LatentfsError as error:
             file.failed_until_s = trio.current_time() + _FAILED_FOR_S
             self.count_error()
             source = file.inode.content.source.name if file.inode.content else "nothing"
             log.error("reading inode %d, made of %r: %s", file.ino, source, error)
             raise FUSEError(errno.EIO) from error
+        finally:
+            file.waiting.discard(scope)
+        raise FUSEError(errno.EINTR)
 
     async def flush(self, fh: int) -> None:
-        """Nothing is ever written."""
+        """Nothing is ever written.  Comes at each close, also when a process is killed.
+
+        A killed reader does not wait for the readahead it has started, and the kernel says nothing
+        else of it before that is answered.
+        """
+        file = self._files.get(fh)
+        if file is not None and is_gone(file.opener_pid):
+            for scope in file.waiting:
+                scope.cancel()
 
     async def release(self, fh: int) -> None:
         self._unpin(fh)

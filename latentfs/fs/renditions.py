@@ -1,14 +1,15 @@
 """The way of a read, above the renderer: cache, then one render for all who want it.
 
 Concurrency: everything here runs on the trio thread.  A flight is the one render of a content that
-is going on; readers wait for it, each with its own deadline.  It outlives them once a renderer
-works on it; if it is still queued when the last of them has gone, it is dropped.
+is going on; readers wait for it, each with its own deadline.  When the last of them has gone it is
+given up, unless a renderer is decoding it already: then it goes on for whoever asks next.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Hashable
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -22,16 +23,22 @@ from latentfs.errors import (
     RenderFailedError,
     RenderTimeoutError,
 )
-from latentfs.render.jobs import job_for_inode
-from latentfs.render.scheduler import Rendition, Scheduler
+from latentfs.latents.recipe import Recipe
+from latentfs.render.job_queue import NOBODY, Order, Priority, Reader, Rendition
+from latentfs.render.jobs import content_key, job_for_inode
+from latentfs.render.scheduler import Scheduler
 from latentfs.store.records import Inode
 from latentfs.store.store import Store
 
-__all__ = ["RenditionStatistics", "Renditions", "content_key", "open_renditions"]
+__all__ = ["Flown", "RenditionStatistics", "Renditions", "open_renditions"]
 
 log = logging.getLogger(__name__)
 
 _UNMOUNTING = "the file system is being unmounted"
+# More of one process group's reads than this wait outside of the scheduler, without their payloads
+# in memory; its turns are the same.
+_QUEUED_PER_READER_MAX = 64
+_FLOWN_KEPT = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,28 +48,77 @@ class RenditionStatistics:
     Attributes:
         in_flight: contents that are being rendered or wait for it.
         shared_total: reads that waited for a render another read had started.
+        given_up_total: renders given up because their last reader had gone.
+        prefetched_total: renders started ahead of any read.
         timeouts_total: reads that ended at the deadline.
         hash_mismatches_total: renders whose bytes differ from the first ones; their size does not.
     """
 
     in_flight: int
     shared_total: int
+    given_up_total: int
+    prefetched_total: int
     timeouts_total: int
     hash_mismatches_total: int
 
 
+@dataclass(frozen=True, slots=True)
+class Flown:
+    """A finished render: seconds by stage, in order, and in total from the first read's arrival."""
+
+    ino: int
+    stages_s: dict[str, float]
+    total_s: float
+
+
 @dataclass(eq=False, slots=True)
 class _Flight:
+    """The render of a content that is going on.
+
+    Attributes:
+        reader: who asked first; None for a render ahead of any read.
+        is_ahead: for a render ahead: whether it is still expected to be read.
+        waiting: reads that wait for it.
+        order: once it is queued with the scheduler.
+        parked: entered while the first reader has too many renders queued.
+    """
+
+    reader: Reader | None
+    is_ahead: Callable[[], bool] = lambda: False
+    waiting: int = 0
     done: trio.Event = field(default_factory=trio.Event)
     outcome: bytes | LatentfsError | None = None
-    waiting: int = 0
+    order: Order | None = None
+    parked: trio.CancelScope = field(default_factory=trio.CancelScope)
+
+    def is_wanted(self) -> bool:
+        return self.waiting > 0 or self.is_ahead()
 
 
-def content_key(inode: Inode) -> Hashable:
-    """What decides a file's bytes: files with equal keys share one render and one cache entry."""
-    content = inode.content
-    assert content is not None
-    return (content.payload, content.recipe, content.framing, content.chunks, inode.size_bytes)
+class _ReaderLimits:
+    """How many renders of each process group are queued."""
+
+    def __init__(self) -> None:
+        self._limiters: dict[Reader, trio.CapacityLimiter] = {}
+
+    @asynccontextmanager
+    async def place_for(self, flight: _Flight) -> AsyncIterator[None]:
+        """Wait until the flight's reader may have another render queued, or it is un-parked."""
+        reader = flight.reader
+        if reader is None:
+            yield
+            return
+        limiter = self._limiters.setdefault(reader, trio.CapacityLimiter(_QUEUED_PER_READER_MAX))
+        with flight.parked:
+            await limiter.acquire_on_behalf_of(flight)
+        try:
+            yield
+        finally:
+            if not flight.parked.cancelled_caught:
+                limiter.release_on_behalf_of(flight)
+            idle = not limiter.borrowed_tokens and not limiter.statistics().tasks_waiting
+            if idle and self._limiters.get(reader) is limiter:
+                del self._limiters[reader]
 
 
 class Renditions:
@@ -83,8 +139,12 @@ class Renditions:
         self._render_timeout_s = render_timeout_s
         self._nursery = nursery
         self._flights: dict[Hashable, _Flight] = {}
+        self._limits = _ReaderLimits()
+        self._flown: deque[Flown] = deque(maxlen=_FLOWN_KEPT)
         self._aborted = False
         self._shared_total = 0
+        self._given_up_total = 0
+        self._prefetched_total = 0
         self._timeouts_total = 0
         self._hash_mismatches_total = 0
 
@@ -92,19 +152,25 @@ class Renditions:
         return RenditionStatistics(
             in_flight=len(self._flights),
             shared_total=self._shared_total,
+            given_up_total=self._given_up_total,
+            prefetched_total=self._prefetched_total,
             timeouts_total=self._timeouts_total,
             hash_mismatches_total=self._hash_mismatches_total,
         )
+
+    def flown(self) -> list[Flown]:
+        """Return the last 1024 finished renders, oldest first."""
+        return list(self._flown)
 
     def abort(self) -> None:
         """Fail all reads that wait, now and later: the file system is being unmounted."""
         self._aborted = True
         self._nursery.cancel_scope.cancel()
 
-    async def get(self, ino: int, inode: Inode) -> bytes:
+    async def get(self, ino: int, inode: Inode, reader: Reader) -> bytes:
         """Return the file's bytes, exactly ``inode.size_bytes`` of them.
 
-        If cancelled, a render that a renderer has begun goes on for whoever asks next.
+        If cancelled, a render that is being decoded goes on for whoever asks next.
 
         Raises:
             RenderTimeoutError: the deadline passed.
@@ -118,9 +184,9 @@ class Renditions:
             return data
         outcome = None
         with trio.move_on_after(self._render_timeout_s):
-            outcome = await self._outcome(key, ino, inode)
+            outcome = await self._outcome(key, ino, inode, reader)
             while isinstance(outcome, RenderDroppedError):  # joined just as it was dropped
-                outcome = await self._outcome(key, ino, inode)
+                outcome = await self._outcome(key, ino, inode, reader)
         if outcome is None:
             self._timeouts_total += 1
             raise RenderTimeoutError(
@@ -132,20 +198,49 @@ class Renditions:
             raise outcome
         return outcome
 
-    async def _outcome(self, key: Hashable, ino: int, inode: Inode) -> bytes | LatentfsError | None:
+    def prefetch(self, ino: int, inode: Inode, is_ahead: Callable[[], bool]) -> None:
+        """Render a file ahead of any read, when nothing else is to be done, while *is_ahead*."""
+        key = content_key(inode)
+        if self._aborted or key in self._flights or self._cache.holds(key):
+            return
+        self._prefetched_total += 1
+        self._start(key, ino, inode, _Flight(None, is_ahead))
+
+    async def _outcome(
+        self, key: Hashable, ino: int, inode: Inode, reader: Reader
+    ) -> bytes | LatentfsError | None:
         """Join the flight of *key*, or start it, and wait for how it ends."""
         flight = self._flights.get(key)
         if flight is None:
-            flight = self._flights[key] = _Flight()
-            self._nursery.start_soon(self._fly, key, ino, inode, flight)
+            flight = self._start(key, ino, inode, _Flight(reader))
         else:
-            self._shared_total += 1
+            self._join(flight, reader)
         flight.waiting += 1
         try:
             await flight.done.wait()
         finally:
             flight.waiting -= 1
+            self._give_up_if_unwanted(flight)
         return flight.outcome
+
+    def _start(self, key: Hashable, ino: int, inode: Inode, flight: _Flight) -> _Flight:
+        self._flights[key] = flight
+        self._nursery.start_soon(self._fly, key, ino, inode, flight)
+        return flight
+
+    def _join(self, flight: _Flight, reader: Reader) -> None:
+        self._shared_total += 1
+        if flight.order is not None:
+            self._scheduler.join(flight.order, reader)
+        elif reader != flight.reader:
+            flight.parked.cancel()
+            flight.reader = reader
+
+    def _give_up_if_unwanted(self, flight: _Flight) -> None:
+        if flight.is_wanted() or flight.done.is_set() or flight.order is None:
+            return
+        self._given_up_total += 1
+        self._scheduler.give_up(flight.order)
 
     async def _fly(self, key: Hashable, ino: int, inode: Inode, flight: _Flight) -> None:
         try:
@@ -163,28 +258,50 @@ class Renditions:
             flight.done.set()
 
     async def _render(self, ino: int, inode: Inode, flight: _Flight) -> bytes:
-        with self._store.read() as snapshot:
-            if snapshot.inode(ino) is None:
-                raise RenderFailedError(f"inode {ino} was removed while it was open")
-            job = job_for_inode(snapshot, self._store.path, inode)
-        rendition = await self._scheduler.render(job, is_wanted=lambda: flight.waiting > 0)
-        self._check(ino, inode, rendition)
+        start_s = trio.current_time()
+        async with self._limits.place_for(flight):
+            if not flight.is_wanted():
+                raise RenderDroppedError("nobody waits for it any more")
+            fetch_s = trio.current_time()
+            with self._store.read() as snapshot:
+                if snapshot.inode(ino) is None:
+                    raise RenderFailedError(f"inode {ino} was removed while it was open")
+                job = job_for_inode(snapshot, self._store.path, inode)
+            fetched_s = trio.current_time()
+            flight.order = self._scheduler.submit(
+                job,
+                priority=Priority.PREFETCH if flight.reader is None else Priority.FOREGROUND,
+                reader=flight.reader or NOBODY,
+                is_wanted=flight.is_wanted,
+            )
+            rendition = await self._scheduler.finished(flight.order)
+        self._check(ino, inode, job.recipe, rendition)
+        stages_s = {"parked": fetch_s - start_s, "fetch": fetched_s - fetch_s, **rendition.stages_s}
+        self._flown.append(Flown(ino, stages_s, trio.current_time() - start_s))
         return rendition.data
 
-    def _check(self, ino: int, inode: Inode, rendition: Rendition) -> None:
+    def _check(self, ino: int, inode: Inode, asked: Recipe, rendition: Rendition) -> None:
         if len(rendition.data) != inode.size_bytes:
             raise RenderFailedError(
                 f"inode {ino} was rendered to {len(rendition.data)} bytes, not to its size of "
                 f"{inode.size_bytes}"
             )
         assert inode.content is not None
-        if rendition.report.sha256 != inode.content.rendition_sha256:
-            self._hash_mismatches_total += 1
-            log.warning(
-                "inode %d was rendered to other bytes than at import: another device or library "
-                "version decodes or encodes differently; its size is the same",
-                ino,
+        report = rendition.report
+        if report.sha256 == inode.content.rendition_sha256:
+            return
+        if report.recipe is not None and report.recipe.widened_from == asked.widened_from:
+            # How much memory there is changes; a file's bytes may not change with it.
+            raise RenderFailedError(
+                f"inode {ino} could only be rendered in a smaller batch than its recipe has, for "
+                "lack of memory, and came out different; free memory on the device"
             )
+        self._hash_mismatches_total += 1
+        log.warning(
+            "inode %d was rendered to other bytes than at import: another device or library "
+            "version decodes or encodes differently; its size is the same",
+            ino,
+        )
 
 
 @asynccontextmanager

@@ -6,6 +6,7 @@ of the same picture encodes to, `encode_to_size` returns that many bytes or rais
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -19,6 +20,7 @@ from latentfs.images.pixels import Pixels
 __all__ = [
     "Fitted",
     "Framing",
+    "PngLevel",
     "encode_picture",
     "encode_to_size",
     "frame_first",
@@ -28,6 +30,9 @@ __all__ = [
 _SLACK_DIVISOR = 100
 _SLACK_MIN_BYTES = 64
 
+PngLevel = Literal["fast", "small"]
+"""How hard a PNG's first encoding tries: `png.Effort.FAST` or `png.Effort.SMALL`."""
+
 
 class Framing(msgspec.Struct, frozen=True):
     """The format of a file and how it is encoded.
@@ -35,8 +40,9 @@ class Framing(msgspec.Struct, frozen=True):
     Attributes:
         format: ``png`` or ``jpeg``.
         quality: 1 to 100 for JPEG, None for PNG.
-        encoder: names the encoder, and its settings, that made the first encoding.  Another version
-            of latentfs may encode otherwise; the file keeps its size all the same.
+        encoder: names the encoder, and its settings, that made the first encoding.  Later ones
+            begin with it.  Another version of latentfs may encode otherwise; the file keeps its
+            size all the same.
     """
 
     format: Literal["png", "jpeg"]
@@ -52,8 +58,9 @@ class Framing(msgspec.Struct, frozen=True):
             raise InvalidArgumentError(f"JPEG quality {self.quality} is out of range; use 1 to 100")
 
     @classmethod
-    def png(cls) -> Framing:
-        return cls("png", None, png.ENCODER)
+    def png(cls, *, level: PngLevel = "fast") -> Framing:
+        effort = png.Effort.SMALL if level == "small" else png.Effort.FAST
+        return cls("png", None, png.ENCODERS[effort])
 
     @classmethod
     def jpeg(cls, *, quality: int = 90) -> Framing:
@@ -73,10 +80,12 @@ class Fitted:
     Attributes:
         data: the whole file.
         retries: encodings beyond the first that it took.
+        pad_s: seconds spent padding the encoding to its size.
     """
 
     data: bytes
     retries: int
+    pad_s: float
 
 
 def framed_size_bytes(encoded_bytes: int) -> int:
@@ -97,8 +106,9 @@ def framed_size_bytes(encoded_bytes: int) -> int:
 
     The first row is the drift of a VAE in fp32.  One in bf16 should drift as in the third, since
     its rounding noise is in every render, the first included.  The slack holds both several times
-    over.  The rest is for the harder encodings of encode_to_size, which gain 5-11% for PNG and 2-8%
-    for JPEG; a first render without noise and a later one with much of it may not fit at all.
+    over.  The rest is for the harder encodings of encode_to_size, which gain 5-11% for PNG, 2-16%
+    for PNG of the level "small", and 2-8% for JPEG; a first render without noise and a later one
+    with much of it may not fit at all.
     """
     return encoded_bytes + encoded_bytes // _SLACK_DIVISOR + _SLACK_MIN_BYTES
 
@@ -115,14 +125,14 @@ def encode_picture(pixels: Pixels, framing: Framing, *, metadata: Sequence[bytes
     return next(_encodings(pixels, framing, metadata))
 
 
-def frame_first(pixels: Pixels, framing: Framing, *, metadata: Sequence[bytes] = ()) -> bytes:
+def frame_first(pixels: Pixels, framing: Framing, *, metadata: Sequence[bytes] = ()) -> Fitted:
     """Return the first rendition of *pixels*: encoded once, framed to the size it will always have.
 
     Raises:
         InvalidArgumentError: *pixels* has another dtype, shape or memory order.
     """
     data = encode_picture(pixels, framing, metadata=metadata)
-    return _pad(data, framing, framed_size_bytes(len(data)))
+    return _fit(data, framing, framed_size_bytes(len(data)), retries=0)
 
 
 def encode_to_size(
@@ -141,7 +151,7 @@ def encode_to_size(
     lengths = []
     for retries, data in enumerate(_encodings(pixels, framing, metadata)):
         try:
-            return Fitted(_pad(data, framing, size_bytes), retries)
+            return _fit(data, framing, size_bytes, retries=retries)
         except FramingError:
             lengths.append(len(data))
     raise FramingError(
@@ -151,16 +161,24 @@ def encode_to_size(
     )
 
 
-def _pad(data: bytes, framing: Framing, size_bytes: int) -> bytes:
+def _fit(data: bytes, framing: Framing, size_bytes: int, *, retries: int) -> Fitted:
     pad = png.pad if framing.format == "png" else jpeg.pad
-    return pad(data, size_bytes)
+    start_s = time.perf_counter()
+    padded = pad(data, size_bytes)
+    return Fitted(padded, retries, time.perf_counter() - start_s)
 
 
 def _encodings(pixels: Pixels, framing: Framing, metadata: Sequence[bytes]) -> Iterator[bytes]:
     """Yield encodings from the usual one to the hardest, each made when it is asked for."""
     if framing.quality is None:
-        for effort in png.Effort:
+        for effort in list(png.Effort)[_first_effort(framing) :]:
             yield png.encode(pixels, metadata=metadata, effort=effort)
     else:
         for optimize in (False, True):
             yield jpeg.encode(pixels, quality=framing.quality, metadata=metadata, optimize=optimize)
+
+
+def _first_effort(framing: Framing) -> png.Effort:
+    """Return the effort that a PNG's encoder names; FAST for one of another version."""
+    named = (effort for effort, name in png.ENCODERS.items() if name == framing.encoder)
+    return next(named, png.Effort.FAST)

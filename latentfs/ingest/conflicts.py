@@ -10,6 +10,7 @@ from latentfs.errors import CorruptPayloadError, PathError, StoreCorruptError
 from latentfs.images.framing import Framing
 from latentfs.latents.latent import Latent
 from latentfs.latents.recipe import Recipe
+from latentfs.store.records import LatentContent
 from latentfs.store.snapshot import Snapshot, blob_id, check_name
 
 __all__ = ["Conflict", "Identity", "OnConflict", "resolve"]
@@ -22,13 +23,15 @@ class Identity:
     """What makes two pictures the same: known before either is rendered or stored."""
 
     digest: bytes
-    recipe: bytes
+    intent: Recipe
     framing: Framing
     chunks: tuple[bytes, ...]
 
     @classmethod
     def of(cls, latent: Latent, recipe: Recipe, framing: Framing, chunks: list[bytes]) -> Identity:
-        return cls(latent.digest(), recipe.id, framing, tuple(blob_id(chunk) for chunk in chunks))
+        return cls(
+            latent.digest(), recipe.intent, framing, tuple(blob_id(chunk) for chunk in chunks)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +89,12 @@ def _is_same_picture(snapshot: Snapshot, ino: int, identity: Identity) -> bool:
     return (
         header is not None
         and header.digest == identity.digest
-        and content.recipe == identity.recipe
+        and _intent(snapshot, content) == identity.intent
         and content.framing == identity.framing
         and content.chunks == identity.chunks
     )
+
+
+def _intent(snapshot: Snapshot, content: LatentContent) -> Recipe | None:
+    recipe = snapshot.recipe(content.recipe)
+    return None if recipe is None else recipe.intent

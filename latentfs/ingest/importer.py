@@ -22,8 +22,9 @@ from latentfs.ingest.conflicts import Conflict, resolve
 from latentfs.ingest.discover import Candidate
 from latentfs.ingest.preparation import ImportOptions, Picture, Preparation
 from latentfs.latents import payload as payload_codec
+from latentfs.render.job_queue import Priority, RenderJob
 from latentfs.render.protocol import Rendered, RenderRequest
-from latentfs.render.scheduler import RenderJob, Scheduler
+from latentfs.render.scheduler import Scheduler
 from latentfs.store.records import Inode, LatentContent
 from latentfs.store.store import Store
 from latentfs.store.transaction import Transaction
@@ -151,7 +152,7 @@ class Importer:
             return
         try:
             job = await trio.to_thread.run_sync(self._job, picture)
-            rendition = await scheduler.render(job)
+            rendition = await scheduler.render(job, priority=Priority.IMPORT)
         except NoRendererError:
             raise  # no file after this one fares better
         except LatentfsError as error:
@@ -207,7 +208,12 @@ class Importer:
             chunk_bytes=tuple(len(chunk) for chunk in picture.chunks),
             want_data=False,
         )
-        return RenderJob(request, [payload, reference, *picture.chunks])
+        return RenderJob(
+            request,
+            [payload, reference, *picture.chunks],
+            picture.latent.shape,
+            picture.identity,
+        )
 
     async def _commit_groups(self, to_commit: trio.MemoryReceiveChannel[_RenderedPicture]) -> None:
         async for first in to_commit:
@@ -275,7 +281,8 @@ class Importer:
         metadata = None if picture.metadata is None else transaction.add_blob(picture.metadata)
         content = LatentContent(
             payload=transaction.add_payload(picture.identity.digest, rendered.payload),
-            recipe=transaction.put_recipe(picture.recipe),
+            # Another than was asked for where the latent, or the memory, did not allow that.
+            recipe=transaction.put_recipe(report.recipe or picture.recipe),
             framing=self._options.framing,
             chunks=tuple(transaction.add_blob(chunk) for chunk in picture.chunks),
             rendition_sha256=report.sha256,

@@ -162,8 +162,10 @@ class Preparation:
             # Pipelines cast scaled latents to the VAE's dtype and compute in it.
             scaling_dtype="recipe" if space is Space.SCALED else "float32",
             rounding=self._options.rounding,
-            batch=1,
+            batch=vae.batch,
             cpu_threads=vae.cpu_threads,
+            layout=vae.layout,
+            device=vae.device,
         )
 
     def _metadata(self, file: LatentFile) -> tuple[list[bytes], bytes | None]:

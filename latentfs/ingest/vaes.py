@@ -12,6 +12,7 @@ import msgspec
 
 from latentfs.errors import InvalidArgumentError, LatentfsError, VaeError
 from latentfs.latents.latent import Dtype
+from latentfs.latents.recipe import Layout
 from latentfs.latents.scaling import LATENT_FORMATS
 from latentfs.render import TORCH_ENVIRONMENT
 from latentfs.store.records import VaeRecord
@@ -27,7 +28,7 @@ _HUB_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json"]
 
 
 class AddedVae:
-    """The record as stored, and the PSNR in dB that its dtype has against float32."""
+    """The record as stored, and the PSNR in dB that dtype and layout have against float32."""
 
     def __init__(self, record: VaeRecord, dtype_psnr_db: float) -> None:
         self.record = record
@@ -40,15 +41,20 @@ def add_vae(
     origin: str,
     *,
     dtype: Dtype | None = None,
+    layout: Layout | None = None,
+    batch: int | None = None,
+    device: str = "cpu",
     latent_format: str | None = None,
 ) -> AddedVae:
     """Add the VAE at *origin* (a diffusers folder, a hub id, or ``builtin``) under *name*.
+
+    What is None of dtype, layout and batch is chosen by what is fastest on *device*.
 
     Adding the same VAE under the same name again replaces what is recorded of it, all but its
     thread count, and a damaged copy of its files.
 
     Raises:
-        InvalidArgumentError: *name* or *latent_format* can't be used.
+        InvalidArgumentError: *name*, *latent_format* or *device* can't be used.
         VaeError: *origin* is no VAE, or another VAE has that name.
         StoreFullError: the disk is full; the store is as it was.
     """
@@ -60,15 +66,22 @@ def add_vae(
 
     for variable, value in TORCH_ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
-    from latentfs.render.inspection import inspect_vae  # imports torch
+    from latentfs.render.fastest import Wishes  # imports torch
+    from latentfs.render.inspection import inspect_vae
 
-    found = inspect_vae(source.path, class_name=source.class_name, dtype=dtype, origin=origin)
+    found = inspect_vae(
+        source.path,
+        class_name=source.class_name,
+        origin=origin,
+        device=device,
+        wishes=Wishes(dtype=dtype, layout=layout, batch=batch),
+    )
     _check_latent_format(latent_format, found.latent_channels)
     vae_id, files = copy_into_store(source, store.path)
     record = VaeRecord(
         id=vae_id,
         class_name=source.class_name,
-        dtype=found.dtype,
+        dtype=found.manner.dtype,
         latent_channels=found.latent_channels,
         spatial_factor=found.spatial_factor,
         scaling_factor=found.scaling_factor,
@@ -78,13 +91,16 @@ def add_vae(
         cpu_threads=found.cpu_threads,
         files=files,
         origin=origin,
+        layout=found.manner.layout,
+        device=found.device,
+        batch=found.manner.batch,
     )
     try:
         _record(store, name, record)
     except LatentfsError:
         _discard_copy(store, vae_id)
         raise
-    return AddedVae(record, found.dtype_psnr_db)
+    return AddedVae(record, found.manner.psnr_db)
 
 
 def _record(store: Store, name: str, record: VaeRecord) -> None:

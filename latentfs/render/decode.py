@@ -1,4 +1,4 @@
-"""Torch side: from a latent to 8-bit pixels, exactly as its recipe says.
+"""Torch side: from latents to 8-bit pixels, exactly as their recipe says.
 
 The arithmetic is that of diffusers' pipelines and image processor, step for step and dtype for
 dtype, so that pixels equal those a pipeline would have made.
@@ -6,18 +6,52 @@ dtype, so that pixels equal those a pipeline would have made.
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from latentfs.errors import RenderFailedError
+from latentfs.images.pixels import Pixels
 from latentfs.latents.latent import Latent
 from latentfs.latents.recipe import Recipe
 from latentfs.latents.scaling import Step
-from latentfs.render.vae_models import torch_dtype
+from latentfs.render.vae_models import memory_format, torch_dtype
 
-__all__ = ["decode_pixels", "latent_tensor"]
+__all__ = [
+    "DeviceLostError",
+    "NotFiniteError",
+    "OutOfMemoryError",
+    "decode_samples",
+    "free_memory",
+    "latent_tensor",
+    "scaled_batch",
+    "to_pixels",
+]
+
+# What allocators say: PyTorch's for CPUs, oneDNN, CUDA through other libraries.
+_OUT_OF_MEMORY_WORDS = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "could not create a memory",
+    "std::bad_alloc",
+)
+_DEVICE_LOST_WORDS = ("cuda error", "cudnn error", "cublas error", "device-side assert")
+
+
+class NotFiniteError(RenderFailedError):
+    """The VAE gave NaN or infinite values for a latent, or ones that a picture can't have."""
+
+
+class OutOfMemoryError(RenderFailedError):
+    """The memory of the device, or of the host, did not suffice."""
+
+
+class DeviceLostError(Exception):
+    """The device has failed; nothing that this process asks of it will work again."""
 
 
 def latent_tensor(latent: Latent) -> torch.Tensor:
@@ -26,23 +60,108 @@ def latent_tensor(latent: Latent) -> torch.Tensor:
     return torch.from_numpy(signed.copy()).view(torch_dtype(latent.dtype))[None]
 
 
-def decode_pixels(vae: Any, latent: Latent, recipe: Recipe) -> np.ndarray:
-    """Return uint8 pixels [H, W, 3].
+def scaled_batch(
+    latents: Sequence[Latent], recipes: Sequence[Recipe], *, device: torch.device
+) -> torch.Tensor:
+    """Return what goes to the VAE: [batch, C, h, w] on *device*, each scaled by its own recipe.
+
+    All recipes have one dtype, layout and batch.  Where there are fewer latents than the batch has
+    room for, zeros fill it up, as the bits of some VAEs depend on the shape they are given.
+    """
+    first = recipes[0]
+    rows = [_scaled(latent_tensor(x), recipe) for x, recipe in zip(latents, recipes, strict=True)]
+    rows += [torch.zeros_like(rows[0])] * (first.batch - len(rows))
+    z = rows[0] if len(rows) == 1 else torch.cat(rows)
+    if device.type == "cuda":
+        z = z.pin_memory().to(device, non_blocking=True)
+    return z.contiguous(memory_format=memory_format(first.layout))
+
+
+def decode_samples(vae: Any, z: torch.Tensor, recipe: Recipe) -> torch.Tensor:
+    """Return what the VAE makes of the scaled latents *z*: [B, 3, H, W].
 
     Raises:
-        RenderFailedError: the VAE can't take this latent, or gives numbers that are not finite.
+        OutOfMemoryError: memory did not suffice; what was taken is free again.
+        DeviceLostError: the device has failed.
+        RenderFailedError: the VAE can't take this latent.
     """
     torch.set_num_threads(recipe.cpu_threads)
+    if recipe.tiled:
+        vae.enable_tiling()
+    try:
+        with torch.inference_mode():
+            sample: torch.Tensor = vae.decode(z, return_dict=False)[0]
+    except (RuntimeError, ValueError, MemoryError) as error:
+        raise _understood(error, recipe, tuple(z.shape)) from None
+    finally:
+        if recipe.tiled:
+            vae.disable_tiling()
+    if sample.ndim != 4 or sample.shape[:2] != (len(z), 3):
+        raise RenderFailedError(
+            f"{recipe.vae_class} decoded to shape {tuple(sample.shape)}; "
+            "only still RGB pictures, [1, 3, H, W], can be framed"
+        )
+    return sample
+
+
+def _understood(error: Exception, recipe: Recipe, shape: tuple[int, ...]) -> Exception:
+    """Return what *error* means, without the traceback that would keep its tensors alive."""
+    reason = " ".join(str(error).split())[:300]
+    lower = reason.lower()
+    message = f"{recipe.vae_class} can't decode a latent of shape {shape}: {reason}"
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
+        words in lower for words in _OUT_OF_MEMORY_WORDS
+    ):
+        return OutOfMemoryError(
+            f"not enough memory to decode a latent of shape {shape} with {recipe.vae_class} in "
+            f"{recipe.dtype}: {reason or type(error).__name__}"
+        )
+    if any(lower.startswith(words) for words in _DEVICE_LOST_WORDS):
+        return DeviceLostError(reason)
+    return RenderFailedError(message)
+
+
+def free_memory() -> None:
+    """Give back what caches hold, before the same is tried with less."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def to_pixels(sample: torch.Tensor, recipe: Recipe) -> Pixels:
+    """Return uint8 pixels [H, W, 3], on the host, of one decoded [3, H, W].
+
+    Rounded where it lies, so that a quarter of the bytes cross from a device.
+
+    Raises:
+        NotFiniteError: there are NaN or infinite values in it.
+    """
     with torch.inference_mode():
-        z = _scaled(latent_tensor(latent), recipe)
-        try:
-            sample = vae.decode(z, return_dict=False)[0]
-        except (RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise RenderFailedError(
-                f"{recipe.vae_class} can't decode a latent of shape {latent.shape}: {reason}"
-            ) from error
-        return _to_pixels(sample, recipe)
+        # One pass, and NaN shows in both; testing each value takes 20 times as long.
+        least, greatest = torch.aminmax(sample)
+        if not (bool(torch.isfinite(least)) and bool(torch.isfinite(greatest))):
+            raise NotFiniteError(
+                f"{recipe.vae_class} in {recipe.dtype} decoded to NaN or infinite values"
+            )
+        # In the VAE's dtype until after the clamp, as diffusers' VaeImageProcessor does; ComfyUI
+        # and A1111 widen what was decoded first.
+        if recipe.rounding == "truncate":
+            sample = sample.float()
+        levels = sample.mul(0.5).add_(0.5).clamp_(0, 1).float().mul_(255)
+        if recipe.rounding == "round":
+            levels = levels.round_()
+        # Planes are rounded before they are interleaved: strided, each step takes thrice as long.
+        pixels = levels.to(torch.uint8).permute(1, 2, 0).contiguous()
+        return np.asarray(_to_host(pixels).numpy())
+
+
+def _to_host(pixels: torch.Tensor) -> torch.Tensor:
+    if pixels.device.type == "cpu":
+        return pixels
+    host = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=True)
+    host.copy_(pixels, non_blocking=True)
+    torch.cuda.current_stream(pixels.device).synchronize()
+    return host
 
 
 def _scaled(z: torch.Tensor, recipe: Recipe) -> torch.Tensor:
@@ -61,23 +180,3 @@ def _apply(step: Step, z: torch.Tensor) -> torch.Tensor:
     if step.op == "add":
         return z + step.value
     return z - step.value
-
-
-def _to_pixels(sample: torch.Tensor, recipe: Recipe) -> np.ndarray:
-    if sample.ndim != 4 or sample.shape[:2] != (1, 3):
-        raise RenderFailedError(
-            f"{recipe.vae_class} decoded to shape {tuple(sample.shape)}; "
-            "only still RGB pictures, [1, 3, H, W], can be framed"
-        )
-    if not bool(torch.isfinite(sample).all()):
-        raise RenderFailedError(
-            f"{recipe.vae_class} in {recipe.dtype} decoded to NaN or infinite values; "
-            "add the VAE again under another name with --dtype float32"
-        )
-    # In the VAE's dtype until after the clamp, as diffusers' VaeImageProcessor does; ComfyUI and
-    # A1111 widen what was decoded first.
-    if recipe.rounding == "truncate":
-        sample = sample.float()
-    unit = (sample * 0.5 + 0.5).clamp(0, 1)[0].permute(1, 2, 0).float()
-    levels = (unit * 255).round() if recipe.rounding == "round" else unit * 255
-    return levels.to(torch.uint8).contiguous().numpy()

@@ -1,12 +1,10 @@
-"""Torch side: finding out what a VAE is and how it is best run, when it is added to a store."""
+"""Torch side: finding out what a VAE is, when it is added to a store."""
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import re
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,22 +12,17 @@ from typing import Any
 import torch
 
 from latentfs.errors import VaeError
-from latentfs.latents.latent import Dtype
+from latentfs.latents.recipe import DeviceClass
 from latentfs.latents.scaling import LATENT_FORMATS
-from latentfs.render.vae_models import load, torch_dtype
+from latentfs.render.devices import choose_devices
+from latentfs.render.fastest import Manner, Wishes, fastest_manner
+from latentfs.render.vae_models import load
 
 __all__ = ["Inspection", "inspect_vae"]
 
-log = logging.getLogger(__name__)
-
 _PROBE_CELLS = 8
 _TIMED_PIXELS = 256
-_PSNR_FLOOR_DB = 45.0
-_RACE_S = 2.0
-_RACE_ROUNDS_MIN = 2
 _CPU_THREADS_MAX = 8
-# A narrower dtype must be this much faster to be worth its error: timings are noisy.
-_WORTHWHILE_SPEEDUP = 1.15
 
 # The first numbers of the decoder's first convolution in the published TAESD weights.  Their
 # configs are alike, so only the weights tell which model's latents they take; the tolerance covers
@@ -45,13 +38,10 @@ _FINGERPRINT_NUMBERS = 6
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What was found out; fields as in :class:`latentfs.store.records.VaeRecord`.
+    """What was found out; fields as in :class:`latentfs.store.records.VaeRecord`."""
 
-    ``dtype_psnr_db`` is the PSNR of *dtype* against float32 on the test picture.
-    """
-
-    dtype: Dtype
-    dtype_psnr_db: float
+    manner: Manner
+    device: DeviceClass
     latent_channels: int
     spatial_factor: int
     scaling_factor: float
@@ -61,15 +51,17 @@ class Inspection:
     cpu_threads: int
 
 
-def inspect_vae(folder: Path, *, class_name: str, dtype: Dtype | None, origin: str) -> Inspection:
-    """Load the VAE, decode with it, and choose its dtype where none is given.
-
-    The choice is the fastest dtype, on this machine's CPU, within 45 dB PSNR of float32.
+def inspect_vae(
+    folder: Path, *, class_name: str, origin: str, device: str, wishes: Wishes
+) -> Inspection:
+    """Load the VAE, decode with it on *device*, and choose what *wishes* leave open.
 
     Raises:
-        VaeError: it does not decode latents to still RGB pictures.
+        InvalidArgumentError: *device* is not here.
+        VaeError: it does not decode latents to still RGB pictures, or not as wished.
     """
-    vae = load(folder, class_name=class_name, dtype="float32")
+    chosen = torch.device(choose_devices(device)[0])
+    vae = load(folder, class_name=class_name, dtype="float32", device=chosen)
     config = dict(vae.config)
     _refuse_vector_scaling(config, folder)
     scaling_factor = _factor(config, "scaling_factor", 1.0, folder)
@@ -77,18 +69,21 @@ def inspect_vae(folder: Path, *, class_name: str, dtype: Dtype | None, origin: s
         raise VaeError(f"{folder} has scaling_factor 0 in its config, which can't be undone")
     shift_factor = _factor(config, "shift_factor", 0.0, folder)
     channels = _latent_channels(config, folder)
-    factor = _spatial_factor(vae, channels, folder)
     cpu_threads = min(len(os.sched_getaffinity(0)), _CPU_THREADS_MAX)
     torch.set_num_threads(cpu_threads)
-    chosen: Dtype = "float32"
-    psnr_db = math.inf
-    if dtype != "float32":
-        latent = _test_latent(vae, channels, factor)
-        chosen, psnr_db = _choose_dtype(folder, class_name, dtype, vae, latent)
+    factor = _spatial_factor(vae, channels, chosen, folder)
+    manner = fastest_manner(
+        folder,
+        class_name=class_name,
+        exact=vae,
+        latent=_test_latent(vae, channels, factor, chosen),
+        device=chosen,
+        wishes=wishes,
+    )
     takes_scaled = class_name == "AutoencoderTiny"
     return Inspection(
-        dtype=chosen,
-        dtype_psnr_db=psnr_db,
+        manner=manner,
+        device="cuda" if chosen.type == "cuda" else "cpu",
         latent_channels=channels,
         spatial_factor=factor,
         scaling_factor=scaling_factor,
@@ -128,8 +123,8 @@ def _latent_channels(config: dict[str, Any], folder: Path) -> int:
     return channels
 
 
-def _spatial_factor(vae: Any, channels: int, folder: Path) -> int:
-    z = torch.zeros(1, channels, _PROBE_CELLS, _PROBE_CELLS)
+def _spatial_factor(vae: Any, channels: int, device: torch.device, folder: Path) -> int:
+    z = torch.zeros(1, channels, _PROBE_CELLS, _PROBE_CELLS, device=device)
     try:
         shape = tuple(_decode(vae, z).shape)
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:
@@ -149,10 +144,10 @@ def _decode(vae: Any, z: torch.Tensor) -> torch.Tensor:
     return sample
 
 
-def _test_latent(vae: Any, channels: int, factor: int) -> torch.Tensor:
+def _test_latent(vae: Any, channels: int, factor: int, device: torch.device) -> torch.Tensor:
     """A latent of a smooth test picture, as the VAE itself encodes it; of noise if it can't."""
     side = max(_TIMED_PIXELS // factor, 4) * factor
-    axis = torch.linspace(0, 1, side)
+    axis = torch.linspace(0, 1, side, device=device)
     x, y = axis[None, :], axis[:, None]
     rings = torch.sin(40 * ((x - 0.4) ** 2 + (y - 0.6) ** 2))
     picture = torch.stack([x + 0 * y, rings, 1 - y + 0 * x])[None] * 2 - 1
@@ -165,60 +160,8 @@ def _test_latent(vae: Any, channels: int, factor: int) -> torch.Tensor:
             return torch.as_tensor(encoded.latent_dist.mode())
     except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError):
         generator = torch.Generator().manual_seed(0)
-        return torch.randn(1, channels, side // factor, side // factor, generator=generator)
-
-
-def _choose_dtype(
-    folder: Path, class_name: str, wanted: Dtype | None, vae: Any, latent: torch.Tensor
-) -> tuple[Dtype, float]:
-    # float16 is not tried: CPUs have no fast float16 convolutions, one decode can take minutes.
-    dtype = wanted or "bfloat16"
-    narrow = load(folder, class_name=class_name, dtype=dtype)
-    narrow_latent = latent.to(torch_dtype(dtype))
-    psnr_db = _psnr_db(_decode(narrow, narrow_latent), _decode(vae, latent))
-    if wanted is not None:
-        return _checked(dtype, psnr_db, folder)
-    exact_s, narrow_s = _race((vae, latent), (narrow, narrow_latent))
-    log.info("%s: %.3f s, %.1f dB; float32: %.3f s", dtype, narrow_s, psnr_db, exact_s)
-    if psnr_db >= _PSNR_FLOOR_DB and narrow_s * _WORTHWHILE_SPEEDUP < exact_s:
-        return dtype, psnr_db
-    return "float32", math.inf
-
-
-def _checked(dtype: Dtype, psnr_db: float, folder: Path) -> tuple[Dtype, float]:
-    if math.isnan(psnr_db):
-        raise VaeError(
-            f"{folder} decodes to NaN in {dtype}; add it with --dtype bfloat16 or float32"
-        )
-    return dtype, psnr_db
-
-
-def _race(*runners: tuple[Any, torch.Tensor]) -> list[float]:
-    """Return each runner's best decode time in seconds, on one thread, taken in turns.
-
-    So that other load hits all alike: threads that wait for each other suffer most from it.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    best = [math.inf] * len(runners)
-    end_s = time.perf_counter() + _RACE_S
-    rounds = 0
-    while rounds < _RACE_ROUNDS_MIN or time.perf_counter() < end_s:
-        rounds += 1
-        for index, (vae, latent) in enumerate(runners):
-            start_s = time.perf_counter()
-            _decode(vae, latent)
-            best[index] = min(best[index], time.perf_counter() - start_s)
-    torch.set_num_threads(threads)
-    return best
-
-
-def _psnr_db(sample: torch.Tensor, exact: torch.Tensor) -> float:
-    a, b = ((x.float() / 2 + 0.5).clamp(0, 1) for x in (sample, exact))
-    mean_square = float((a - b).square().mean())
-    if math.isnan(mean_square):
-        return math.nan
-    return math.inf if mean_square == 0 else -10 * math.log10(mean_square)
+        cells = side // factor
+        return torch.randn(1, channels, cells, cells, generator=generator).to(device)
 
 
 def _latent_format(vae: Any, channels: int, origin: str) -> str | None:

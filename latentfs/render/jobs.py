@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from pathlib import Path
 
 from latentfs.errors import StoreCorruptError
+from latentfs.latents import payload as payload_codec
+from latentfs.render.job_queue import RenderJob
 from latentfs.render.protocol import RenderRequest
-from latentfs.render.scheduler import RenderJob
 from latentfs.store.records import Inode, LatentContent
 from latentfs.store.snapshot import Snapshot
 
-__all__ = ["job_for_inode"]
+__all__ = ["content_key", "job_for_inode"]
+
+
+def content_key(inode: Inode) -> Hashable:
+    """What decides a file's bytes: files with equal keys share one render and one cache entry."""
+    content = inode.content
+    assert content is not None
+    return (content.payload, content.recipe, content.framing, content.chunks, inode.size_bytes)
 
 
 def job_for_inode(snapshot: Snapshot, store_path: Path, inode: Inode) -> RenderJob:
@@ -18,6 +27,7 @@ def job_for_inode(snapshot: Snapshot, store_path: Path, inode: Inode) -> RenderJ
 
     Raises:
         StoreCorruptError: payload, recipe, VAE or a metadata blob is missing.
+        CorruptPayloadError: the payload's header can't be true.
     """
     content = inode.content
     if content is None:
@@ -45,7 +55,8 @@ def job_for_inode(snapshot: Snapshot, store_path: Path, inode: Inode) -> RenderJ
         chunk_bytes=tuple(len(chunk) for chunk in chunks),
         want_data=True,
     )
-    return RenderJob(request, [payload, *chunks])
+    shape = payload_codec.header(payload).shape
+    return RenderJob(request, [payload, *chunks], shape, content_key(inode))
 
 
 def _chunks(snapshot: Snapshot, content: LatentContent) -> list[bytes]:

@@ -20,6 +20,11 @@ from latentfs.latents.recipe import Recipe
 from latentfs.store.records import VaeFile
 
 __all__ = [
+    "ALIVE_INTERVAL_S",
+    "Alive",
+    "CancelRequest",
+    "CannotStart",
+    "Dropped",
     "Failed",
     "Message",
     "Ready",
@@ -33,6 +38,7 @@ __all__ = [
     "PACKET_BYTES_MAX",
 ]
 
+ALIVE_INTERVAL_S = 1.0
 PACKET_BYTES_MAX = 96 * 1024
 ANCILLARY_BYTES = socket.CMSG_SPACE(array.array("i", [0]).itemsize)
 
@@ -42,6 +48,8 @@ class RenderRequest(msgspec.Struct, frozen=True, kw_only=True, tag="render"):
 
     Attributes:
         number: names the request in the reply.
+        follows: how many of the requests that come next are to be decoded together with this one;
+            they have the same VAE, dtype, batch and latent shape.
         vae_folder, vae_files: the VAE and the hashes to verify when it is loaded.
         size_bytes: frame to exactly this size; None at import, where the size is found.
         payload_bytes: length of the payload.
@@ -52,6 +60,7 @@ class RenderRequest(msgspec.Struct, frozen=True, kw_only=True, tag="render"):
     """
 
     number: int
+    follows: int = 0
     vae_folder: str
     vae_files: tuple[VaeFile, ...]
     recipe: Recipe
@@ -63,10 +72,34 @@ class RenderRequest(msgspec.Struct, frozen=True, kw_only=True, tag="render"):
     want_data: bool
 
 
-class Ready(msgspec.Struct, frozen=True, tag="ready"):
-    """The renderer has imported what it needs and takes requests."""
+class CancelRequest(msgspec.Struct, frozen=True, tag="cancel"):
+    """Nobody waits for that request any more: skip it if its decoding has not begun."""
+
+    number: int
+
+
+class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
+    """The renderer has imported what it needs and takes requests.
+
+    Attributes:
+        device: the one it decodes on, such as ``cpu`` or ``cuda:0``.
+        devices: all that the device it was asked for stands for, its own first: where there are
+            several GPUs, each is to get a renderer.
+    """
 
     torch_version: str
+    device: str
+    devices: tuple[str, ...]
+
+
+class CannotStart(msgspec.Struct, frozen=True, tag="cannot-start"):
+    """It can't render on the device that it was asked for, and ends."""
+
+    reason: str
+
+
+class Alive(msgspec.Struct, frozen=True, tag="alive"):
+    """It is still working.  Sent every ``ALIVE_INTERVAL_S`` while it has requests."""
 
 
 class Rendered(msgspec.Struct, frozen=True, kw_only=True, tag="rendered"):
@@ -76,6 +109,9 @@ class Rendered(msgspec.Struct, frozen=True, kw_only=True, tag="rendered"):
         encode_retries: how often it had to be encoded harder to fit its size.
         psnr_db: against the reference; None without one, infinite where equal.
         stages_s: seconds by stage, in the order they ran.
+        received_s, finished_s: when the request was received and this was sent, on the monotonic
+            clock that all processes of a machine share.
+        recipe: the one it took, where the one asked for would not do; None otherwise.
     """
 
     number: int
@@ -86,6 +122,9 @@ class Rendered(msgspec.Struct, frozen=True, kw_only=True, tag="rendered"):
     encode_retries: int
     psnr_db: float | None
     stages_s: dict[str, float]
+    received_s: float = 0.0
+    finished_s: float = 0.0
+    recipe: Recipe | None = None
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
@@ -93,9 +132,16 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
 
     number: int
     message: str
+    out_of_memory: bool = False
 
 
-Message = RenderRequest | Ready | Rendered | Failed
+class Dropped(msgspec.Struct, frozen=True, tag="dropped"):
+    """A request was cancelled before its decoding began."""
+
+    number: int
+
+
+Message = RenderRequest | CancelRequest | Ready | CannotStart | Alive | Rendered | Failed | Dropped
 _decoder = msgspec.msgpack.Decoder(Message)
 
 

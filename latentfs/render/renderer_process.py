@@ -46,13 +46,20 @@ class RendererProcess:
         Raises:
             RendererLostError: the process is gone.
         """
-        packet = protocol.encode(request)
         try:
             fd = protocol.memfd_with(bulk)
             try:
-                await self._connection.sendmsg([packet], protocol.ancillary_for(fd))
+                await self.send_message(request, fd)
             finally:
                 os.close(fd)
+        except OSError as error:
+            raise self._lost(error.strerror) from error
+
+    async def send_message(self, message: Message, fd: int | None = None) -> None:
+        """Send a message without bulk bytes, or with those of *fd*; else as :meth:`send`."""
+        packet = protocol.encode(message)
+        try:
+            await self._connection.sendmsg([packet], protocol.ancillary_for(fd))
         except OSError as error:
             raise self._lost(error.strerror) from error
 
@@ -80,8 +87,8 @@ class RendererProcess:
 
 
 @contextlib.asynccontextmanager
-async def open_renderer() -> AsyncIterator[RendererProcess]:
-    """Start a renderer; kill it, and wait until it is gone, when the block is left.
+async def open_renderer(device: str) -> AsyncIterator[RendererProcess]:
+    """Start a renderer for *device*; kill it, and wait until it is gone, when the block is left.
 
     Raises:
         RendererLostError: the process can't be started.
@@ -92,7 +99,7 @@ async def open_renderer() -> AsyncIterator[RendererProcess]:
         raise RendererLostError(f"no socket for a renderer: {error.strerror}") from error
     with contextlib.closing(trio.socket.from_stdlib_socket(ours)) as connection:
         with theirs:
-            process = await _start(theirs.fileno())
+            process = await _start(theirs.fileno(), device)
         try:
             yield RendererProcess(process, connection)
         finally:
@@ -103,10 +110,10 @@ async def open_renderer() -> AsyncIterator[RendererProcess]:
                 log.error("renderer process %d does not end; left alone", process.pid)
 
 
-async def _start(fd: int) -> trio.Process:
+async def _start(fd: int, device: str) -> trio.Process:
     try:
         return await trio.lowlevel.open_process(
-            [sys.executable, "-m", "latentfs.render.renderer", str(fd)],
+            [sys.executable, "-m", "latentfs.render.renderer", str(fd), device],
             stdin=subprocess.DEVNULL,
             pass_fds=[fd],
             env={**TORCH_ENVIRONMENT, **os.environ, **_QUIET_ENVIRONMENT},

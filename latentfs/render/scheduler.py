@@ -1,286 +1,221 @@
-"""Daemon side: requests go to a renderer in order; a lost renderer is replaced.
+"""Daemon side: what is to be rendered goes to the devices that there are.
 
-What a renderer does wrong stays here.  Requests that were in flight when it died or hung are tried
-once more on a fresh one, then fail.  Only the oldest request in flight counts a try: the renderer
-works in order, so the younger ones can't have been the cause.
+One queue, one lane a device.  All of it belongs to the trio thread.
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
-from collections import deque
+import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
-import msgspec
 import trio
 
-from latentfs.errors import (
-    NoRendererError,
-    RenderDroppedError,
-    RendererLostError,
-    RenderError,
-    RenderFailedError,
+from latentfs.errors import NoRendererError, RenderDroppedError, RenderFailedError
+from latentfs.render.job_queue import (
+    NOBODY,
+    JobQueue,
+    Order,
+    Priority,
+    Reader,
+    RenderJob,
+    Rendition,
 )
-from latentfs.render.protocol import Failed, Ready, Rendered, RenderRequest
-from latentfs.render.renderer_process import RendererProcess, open_renderer
+from latentfs.render.lane import Lane, LaneCounts, OpenRenderer
+from latentfs.render.protocol import Ready
+from latentfs.render.quarantine import Quarantine
+from latentfs.render.renderer_process import open_renderer
 
-__all__ = ["RenderJob", "Rendition", "Scheduler", "SchedulerStatistics", "open_scheduler"]
+__all__ = ["Scheduler", "SchedulerStatistics", "open_scheduler"]
 
 log = logging.getLogger(__name__)
-
-# One request is worked on while the next waits in the renderer's socket, so that it is never idle.
-_WINDOW = 2
-_TRIES_MAX = 2
-_START_TIMEOUT_S = 180.0
-_FAILED_STARTS_MAX = 3
-_BACKOFF_FIRST_S = 0.2
-_BACKOFF_MAX_S = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class RenderJob:
-    """A request without its number, and its bulk bytes: payload, reference, chunks."""
-
-    request: RenderRequest
-    bulk: list[bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class Rendition:
-    """What a renderer made: its report and, if asked for, the finished file's bytes."""
-
-    report: Rendered
-    data: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class SchedulerStatistics:
-    """Counters since the start.
+    """Counters since the start, and the state now.
 
     Attributes:
         renders_total: renders that a renderer finished.
         renders_failed_total: renders that ended with an error.
-        queued: jobs waiting for the renderer.
-        in_flight: jobs sent to the renderer and not answered.
+        renders_widened_total: renders that gave NaN in a narrow dtype and were done in float32.
+        out_of_memory_total: renders that failed for lack of memory.
+        queued: orders that readers wait for and no renderer has.
+        queued_background: orders that no reader waits for and no renderer has.
+        in_flight: orders sent to a renderer and not answered.
+        quarantined: contents refused for a while because they broke renderers.
         renderer_restarts_total: renderers that were lost and replaced.
-        renderer_ready: whether a renderer takes requests now.
+        devices: those whose renderers take requests now.
     """
 
     renders_total: int
     renders_failed_total: int
+    renders_widened_total: int
+    out_of_memory_total: int
     queued: int
+    queued_background: int
     in_flight: int
+    quarantined: int
     renderer_restarts_total: int
-    renderer_ready: bool
-
-
-@dataclass(eq=False, slots=True)
-class _Pending:
-    job: RenderJob
-    is_wanted: Callable[[], bool]
-    done: trio.Event = field(default_factory=trio.Event)
-    tries: int = 0
-    outcome: Rendition | RenderError | None = None
-
-    def finish(self, outcome: Rendition | RenderError) -> None:
-        self.outcome = outcome
-        self.done.set()
+    devices: tuple[str, ...]
 
 
 class Scheduler:
-    """Runs jobs on one renderer process.  Made by :func:`open_scheduler`.
+    """Runs render jobs on the renderers of all devices.  Made by :func:`open_scheduler`.
 
-    All of its methods belong to the trio thread.
+    Args:
+        device: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``; the renderers find out what that means
+            here, and a lane is added for each further GPU.
+        background_groups_max: groups of orders that no reader waits for, at most, in a renderer.
+            With 1, a read is never delayed by more than one of their renders.
     """
 
     def __init__(
         self,
         *,
+        device: str,
         render_timeout_s: float,
-        open_renderer: Callable[[], AbstractAsyncContextManager[RendererProcess]],
+        background_groups_max: int,
+        open_renderer: OpenRenderer,
     ) -> None:
         self._render_timeout_s = render_timeout_s
+        self._background_groups_max = background_groups_max
         self._open_renderer = open_renderer
-        self._queue: deque[_Pending] = deque()
-        self._in_flight: dict[int, _Pending] = {}
-        self._numbers = itertools.count(1)
-        self._changed = trio.Event()
-        self._deadline = trio.CancelScope()
-        self._ready = False
-        self._failed_starts = 0
-        self._renders_total = 0
-        self._renders_failed_total = 0
-        self._restarts_total = 0
+        self._queue = JobQueue()
+        self._quarantine = Quarantine()
+        self._counts = LaneCounts()
+        self._lanes = [self._new_lane(device)]
+        self._nursery: trio.Nursery | None = None
 
     def statistics(self) -> SchedulerStatistics:
+        foreground = self._queue.queued(Priority.FOREGROUND)
         return SchedulerStatistics(
-            renders_total=self._renders_total,
-            renders_failed_total=self._renders_failed_total,
-            queued=len(self._queue),
-            in_flight=len(self._in_flight),
-            renderer_restarts_total=self._restarts_total,
-            renderer_ready=self._ready,
+            renders_total=self._counts.renders,
+            renders_failed_total=self._counts.renders_failed,
+            renders_widened_total=self._counts.renders_widened,
+            out_of_memory_total=self._counts.out_of_memory,
+            queued=foreground,
+            queued_background=len(self._queue) - foreground,
+            in_flight=sum(lane.in_flight for lane in self._lanes),
+            quarantined=len(self._quarantine),
+            renderer_restarts_total=self._counts.restarts,
+            devices=tuple(lane.ready_device for lane in self._lanes if lane.ready_device),
         )
 
-    async def render(
-        self, job: RenderJob, *, is_wanted: Callable[[], bool] = lambda: True
-    ) -> Rendition:
-        """Queue *job* and wait for its rendition.  If cancelled, a job not yet sent is dropped.
+    def submit(
+        self,
+        job: RenderJob,
+        *,
+        priority: Priority = Priority.FOREGROUND,
+        reader: Reader = NOBODY,
+        is_wanted: Callable[[], bool] = lambda: True,
+    ) -> Order:
+        """Queue *job*; *is_wanted* is asked when its turn has come.
 
-        *is_wanted* is asked once, when the job's turn has come.
+        Raises:
+            RenderFailedError: it has broken renderers and is refused for a while.
+        """
+        refused_s = self._quarantine.refused_for_s(job.content)
+        if refused_s > 0:
+            raise RenderFailedError(
+                f"renderers were lost over it again and again; it is refused for another "
+                f"{refused_s:.0f} s"
+            )
+        order = Order(job, priority, is_wanted, [reader], time.monotonic())
+        self._queue.push(order)
+        return order
+
+    async def finished(self, order: Order) -> Rendition:
+        """Wait for the rendition of *order*.  If cancelled, it is given up.
 
         Raises:
             RenderFailedError: the renderer refused it.
             RenderDroppedError: nobody wanted it any more.
             RendererLostError: two renderers died over it, or none can be started.
         """
-        pending = _Pending(job, is_wanted)
-        self._queue.append(pending)
-        self._notify()
         try:
-            await pending.done.wait()
+            await order.done.wait()
         finally:
-            if pending in self._queue:
-                self._queue.remove(pending)
-        if isinstance(pending.outcome, Rendition):
-            return pending.outcome
-        assert pending.outcome is not None
-        raise pending.outcome
+            if not order.done.is_set():
+                self.give_up(order)
+        if isinstance(order.outcome, Rendition):
+            return order.outcome
+        assert order.outcome is not None
+        raise order.outcome
+
+    async def render(
+        self,
+        job: RenderJob,
+        *,
+        priority: Priority = Priority.FOREGROUND,
+    ) -> Rendition:
+        """:meth:`submit` and wait until :meth:`finished`, with the errors of both."""
+        return await self.finished(self.submit(job, priority=priority))
+
+    def join(self, order: Order, reader: Reader) -> None:
+        """A further reader waits for *order*: it comes no later than that reader's own would."""
+        self._queue.join(order, reader)
+
+    def give_up(self, order: Order) -> None:
+        """Nobody waits for *order* any more: it ends as dropped unless it is being decoded."""
+        if self._queue.discard(order):
+            order.finish(RenderDroppedError("nobody waits for it any more"))
+        else:
+            for lane in self._lanes:
+                lane.cancel(order)
 
     async def run(self) -> None:
-        """Keep a renderer running until cancelled; restarts back off while they achieve nothing."""
-        backoff_s = _BACKOFF_FIRST_S
-        while True:
-            renders_before = self._renders_total
-            try:
-                await self._run_renderer()
-            except RendererLostError as error:
-                log.error("%s; starting another", error)
-            except Exception:  # the mount outlives whatever a renderer does
-                log.exception("a renderer failed unexpectedly; starting another")
-            self._ready = False
-            self._restarts_total += 1
-            self._put_back_in_flight()
-            if self._failed_starts >= _FAILED_STARTS_MAX:
-                self._fail_queued()
-            if self._renders_total > renders_before:
-                backoff_s = _BACKOFF_FIRST_S
-            await trio.sleep(backoff_s)
-            backoff_s = min(2 * backoff_s, _BACKOFF_MAX_S)
+        """Keep renderers running until cancelled."""
+        async with trio.open_nursery() as self._nursery:
+            for lane in self._lanes:
+                self._nursery.start_soon(lane.run)
 
-    async def _run_renderer(self) -> None:
-        lost: RendererLostError | None = None
-        self._failed_starts += 1  # until it proves otherwise
-        async with self._open_renderer() as renderer:
-            try:
-                await self._await_ready(renderer)
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._feed, renderer)
-                    nursery.start_soon(self._collect, renderer)
-            except* RendererLostError as group:
-                lost = _first_lost(group)
-        if lost is not None:
-            raise lost
-
-    async def _await_ready(self, renderer: RendererProcess) -> None:
-        with trio.move_on_after(_START_TIMEOUT_S):
-            message, _ = await renderer.receive()
-            if isinstance(message, Ready):
-                self._ready = True
-                self._failed_starts = 0
-                self._notify()
-                log.info("renderer %d is ready, torch %s", renderer.pid, message.torch_version)
-                return
-        raise RendererLostError(f"renderer process {renderer.pid} did not become ready")
-
-    async def _feed(self, renderer: RendererProcess) -> None:
-        while True:
-            while not self._queue or len(self._in_flight) >= _WINDOW:
-                self._changed = trio.Event()
-                await self._changed.wait()
-            pending = self._queue.popleft()
-            if not pending.is_wanted():
-                pending.finish(RenderDroppedError("nobody waits for it any more"))
-                continue
-            number = next(self._numbers)
-            self._in_flight[number] = pending
-            if len(self._in_flight) == 1:
-                self._push_deadline()
-            request = msgspec.structs.replace(pending.job.request, number=number)
-            await renderer.send(request, pending.job.bulk)
-
-    async def _collect(self, renderer: RendererProcess) -> None:
-        while True:
-            with trio.CancelScope() as self._deadline:
-                self._push_deadline()
-                message, data = await renderer.receive()
-            if self._deadline.cancelled_caught:
-                raise RendererLostError(
-                    f"renderer process {renderer.pid} hangs: no answer in "
-                    f"{self._render_timeout_s:g} s"
-                )
-            self._settle(message, data)
-            self._notify()
-
-    def _settle(self, message: object, data: bytes | None) -> None:
-        if not isinstance(message, (Rendered, Failed)):
-            raise RendererLostError(f"unexpected {type(message).__name__} from a renderer")
-        pending = self._in_flight.pop(message.number, None)
-        if pending is None:
-            raise RendererLostError(f"a renderer answered request {message.number}, unasked")
-        if isinstance(message, Rendered):
-            self._renders_total += 1
-            pending.finish(Rendition(message, data or b""))
-        else:
-            self._renders_failed_total += 1
-            pending.finish(RenderFailedError(message.message))
-
-    def _push_deadline(self) -> None:
-        """A renderer hangs if it has work and gives no answer for as long as a read may take."""
-        busy = bool(self._in_flight)
-        self._deadline.deadline = (
-            trio.current_time() + self._render_timeout_s if busy else float("inf")
+    def _new_lane(self, device: str) -> Lane:
+        return Lane(
+            device,
+            self._queue,
+            self._quarantine,
+            self._counts,
+            render_timeout_s=self._render_timeout_s,
+            background_groups_max=self._background_groups_max,
+            open_renderer=self._open_renderer,
+            on_ready=self._add_lanes,
+            on_unavailable=self._fail_queued_if_hopeless,
         )
 
-    def _put_back_in_flight(self) -> None:
-        for index, pending in enumerate(self._in_flight.values()):
-            pending.tries += index == 0
-        lost = list(self._in_flight.values())
-        self._in_flight.clear()
-        for pending in reversed(lost):
-            if pending.tries >= _TRIES_MAX:
-                self._renders_failed_total += 1
-                pending.finish(RendererLostError(f"{pending.tries} renderers were lost over it"))
-            else:
-                self._queue.appendleft(pending)
+    def _add_lanes(self, ready: Ready) -> None:
+        """Give each further device that the first lane's stands for a lane of its own."""
+        assert self._nursery is not None
+        known = {ready.devices[0], *(lane.device for lane in self._lanes)}
+        for device in ready.devices:
+            if device not in known:
+                lane = self._new_lane(device)
+                self._lanes.append(lane)
+                self._nursery.start_soon(lane.run)
 
-    def _fail_queued(self) -> None:
+    def _fail_queued_if_hopeless(self) -> None:
         """No renderer starts, so waiting for one is in vain: what comes later tries again."""
-        while self._queue:
-            self._renders_failed_total += 1
-            self._queue.popleft().finish(
-                NoRendererError(
-                    f"no renderer could be started in {self._failed_starts} tries; what it printed "
-                    "on standard error says why"
-                )
-            )
-
-    def _notify(self) -> None:
-        self._changed.set()
-
-
-def _first_lost(group: BaseExceptionGroup[RendererLostError]) -> RendererLostError:
-    first = group.exceptions[0]
-    return _first_lost(first) if isinstance(first, BaseExceptionGroup) else first
+        reasons = [lane.unavailable for lane in self._lanes]
+        if any(reason is None for reason in reasons):
+            return
+        for order in self._queue.clear():
+            self._counts.renders_failed += 1
+            order.finish(NoRendererError(str(reasons[0])))
 
 
 @asynccontextmanager
-async def open_scheduler(*, render_timeout_s: float) -> AsyncIterator[Scheduler]:
-    """A running scheduler; its renderer starts at once and is killed when the block is left."""
-    scheduler = Scheduler(render_timeout_s=render_timeout_s, open_renderer=open_renderer)
+async def open_scheduler(
+    *, render_timeout_s: float, device: str = "auto", background_groups_max: int = 3
+) -> AsyncIterator[Scheduler]:
+    """A running scheduler; its renderers start at once and are killed when the block is left."""
+    scheduler = Scheduler(
+        device=device,
+        render_timeout_s=render_timeout_s,
+        background_groups_max=background_groups_max,
+        open_renderer=open_renderer,
+    )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(scheduler.run)
         yield scheduler

@@ -13,11 +13,13 @@ import torch
 
 from latentfs.errors import VaeError
 from latentfs.latents.latent import Dtype
+from latentfs.latents.recipe import Layout, Recipe
 from latentfs.store.records import VaeFile
 from latentfs.store.vae_files import verify
 
-__all__ = ["VaeModels", "load", "torch_dtype"]
+__all__ = ["VaeModels", "load", "memory_format", "torch_dtype"]
 
+CPU = torch.device("cpu")
 _MODELS_MAX = 4
 
 
@@ -29,8 +31,22 @@ def torch_dtype(dtype: Dtype) -> torch.dtype:
     }[dtype]
 
 
-def load(folder: Path, *, class_name: str, dtype: Dtype) -> Any:
-    """Load a diffusers autoencoder for decoding, in evaluation mode, on the CPU.
+def memory_format(layout: Layout) -> torch.memory_format:
+    return {
+        "contiguous": torch.contiguous_format,
+        "channels_last": torch.channels_last,
+    }[layout]
+
+
+def load(
+    folder: Path,
+    *,
+    class_name: str,
+    dtype: Dtype,
+    layout: Layout = "contiguous",
+    device: torch.device = CPU,
+) -> Any:
+    """Load a diffusers autoencoder for decoding, in evaluation mode.
 
     Raises:
         VaeError: diffusers has no such autoencoder, or its files don't fit it.
@@ -64,7 +80,8 @@ def load(folder: Path, *, class_name: str, dtype: Dtype) -> Any:
             f"{folder} can't be loaded as {class_name}: its weights are missing {len(names)} "
             f"tensors, {names[0]} for one; give the whole VAE"
         )
-    return model.eval().requires_grad_(False)
+    model = model.eval().requires_grad_(False)
+    return model.to(device=device, memory_format=memory_format(layout))
 
 
 def _one_line(error: Exception) -> str:
@@ -72,22 +89,29 @@ def _one_line(error: Exception) -> str:
 
 
 class VaeModels:
-    """The VAEs a renderer has loaded, at most a few; the least recently used one goes first."""
+    """The VAEs a renderer has loaded on its device, at most a few; the oldest in use goes first."""
 
-    def __init__(self) -> None:
-        self._models: OrderedDict[tuple[str, str, str], Any] = OrderedDict()
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._models: OrderedDict[tuple[str, str, str, str], Any] = OrderedDict()
 
-    def get(self, folder: str, files: tuple[VaeFile, ...], *, class_name: str, dtype: Dtype) -> Any:
-        """Return the model, loading it after its files were verified.
+    def get(self, folder: str, files: tuple[VaeFile, ...], recipe: Recipe) -> Any:
+        """Return the model that *recipe* decodes with, loading it after its files were verified.
 
         Raises:
             VaeCorruptError: a file is missing or was changed since the VAE was added.
             VaeError: it can't be loaded.
         """
-        key = (folder, class_name, dtype)
+        key = (folder, recipe.vae_class, recipe.dtype, recipe.layout)
         if key not in self._models:
             verify(Path(folder), files)
-            self._models[key] = load(Path(folder), class_name=class_name, dtype=dtype)
+            self._models[key] = load(
+                Path(folder),
+                class_name=recipe.vae_class,
+                dtype=recipe.dtype,
+                layout=recipe.layout,
+                device=self._device,
+            )
             if len(self._models) > _MODELS_MAX:
                 self._models.popitem(last=False)
         self._models.move_to_end(key)

@@ -12,6 +12,7 @@ import msgspec
 
 from latentfs.images.framing import Framing
 from latentfs.latents.latent import Dtype
+from latentfs.latents.recipe import DeviceClass, Layout
 
 __all__ = ["Change", "Inode", "LatentContent", "Source", "Totals", "VaeFile", "VaeRecord"]
 
@@ -111,6 +112,9 @@ class VaeRecord(msgspec.Struct, frozen=True, array_like=True):
         latent_format: name in :data:`latentfs.latents.scaling.LATENT_FORMATS`, if known.
         cpu_threads: threads of one decode on a CPU, fixed so that every import has one recipe.
         origin: folder or hub id it was added from.
+        layout: memory layout of the decoder, chosen when it was added; part of the recipe.
+        device: class of device that dtype, layout and batch were chosen for.
+        batch: latents decoded together.
     """
 
     id: str
@@ -125,6 +129,9 @@ class VaeRecord(msgspec.Struct, frozen=True, array_like=True):
     cpu_threads: int
     files: tuple[VaeFile, ...]
     origin: str
+    layout: Layout = "contiguous"
+    device: DeviceClass = "cpu"
+    batch: int = 1
 
 
 class Totals(msgspec.Struct, frozen=True, array_like=True):

@@ -114,16 +114,18 @@ class Snapshot:
         value = self._get("dentries", tables.dentry_key(parent_ino, name))
         return None if value is None else int.from_bytes(value, "big")
 
-    def entries(self, parent_ino: int) -> Iterator[tuple[bytes, int]]:
-        """Yield (name, ino) of a directory in byte order of the names."""
+    def entries(self, parent_ino: int, *, after: bytes = b"") -> Iterator[tuple[bytes, int]]:
+        """Yield (name, ino) of a directory in byte order of the names, from behind *after*."""
         prefix = tables.ino_key(parent_ino)
         cursor = self._txn.cursor(db=self._dbs["dentries"])
-        if not cursor.set_range(prefix):
+        if not cursor.set_range(tables.dentry_key(parent_ino, after)):
             return
         for key, value in cursor:
             if key[:8] != prefix:
                 return
-            yield bytes(key[8:]), int.from_bytes(value, "big")
+            name = bytes(key[8:])
+            if name != after:
+                yield name, int.from_bytes(value, "big")
 
     def resolve(self, path: str) -> tuple[int, Inode] | None:
         """Return (ino, inode) of an absolute *path* in the store, None where there is none."""

@@ -1,5 +1,6 @@
 """import takes in what it can, names what it refuses, and does nothing twice."""
 
+import hashlib
 import json
 import os
 import pickle
@@ -21,6 +22,7 @@ from e2e.support import (
 from latent_files import latent_array, write_comfyui_latent, write_diffusers_latent
 from PIL import Image
 
+from latentfs.images.framing import Framing
 from latentfs.store.store import Store
 
 LONG_NAME = "n" * 253 + ".l"
@@ -239,6 +241,34 @@ def test_precision_and_jpeg(store, tmp_path):
     assert np.abs(narrowed - exact).max() == 1
 
 
+def test_png_levels_differ_in_bytes_and_not_in_pixels(store, tmp_path):
+    # Coarse numbers make smooth pictures, which have something to gain.
+    coarse = latent_array(1, 4, 4, 4).repeat(6, axis=2).repeat(6, axis=3)
+    source = write_comfyui_latent(tmp_path / "a.latent", coarse)
+    import_all(store, [Batch([source], "tiny", "/fast")])
+    small = ("--png-level", "small", "--to")
+    assert imported(store, source, *small, "/small").checked().out.startswith("1 added")
+    other = imported(store, source, *small, "/fast")
+    assert "exists with another picture" in other.refused()["a.latent"]
+
+    fast_inode, small_inode = (files_in(store)[f"/{level}/a.png"] for level in ("fast", "small"))
+    assert fast_inode.content is not None
+    assert small_inode.content is not None
+    assert fast_inode.content.framing == Framing.png(level="fast")
+    assert small_inode.content.framing == Framing.png(level="small")
+    assert small_inode.size_bytes < fast_inode.size_bytes
+
+    assert spawn("export", store, "/", tmp_path / "out").checked().err == ""
+    files = [tmp_path / "out" / level / "a.png" for level in ("fast", "small")]
+    assert [file.stat().st_size for file in files] == [
+        fast_inode.size_bytes,
+        small_inode.size_bytes,
+    ]
+    rendition = hashlib.sha256(files[1].read_bytes()).digest()
+    assert rendition == small_inode.content.rendition_sha256
+    assert np.array_equal(picture(files[0]).pixels, picture(files[1]).pixels)
+
+
 def test_what_does_not_fit_float16_or_jpeg(store, tmp_path):
     large, wide = tmp_path / "large.latent", tmp_path / "wide.latent"
     write_comfyui_latent(large, latent_array(1, 4, 4, 4) * np.float32(1e6))
@@ -267,10 +297,16 @@ def test_wrong_use(store, tmp_path):
         ("--vae", "tiny"),
         (source, "--vae", "tiny", "--format", "webp"),
         (source, "--vae", "tiny", "--quality", "0"),
+        (source, "--vae", "tiny", "--png-level", "smallest"),
         (source, "--vae", "tiny", "--on-conflict", "ask"),
         (source, "--vae", "tiny", "--precision", "int8"),
     ):
         assert call("import", store, *wrong).status == 2
+    for level in ("fast", "small"):
+        options = ("--vae", "tiny", "--format", "jpeg", "--png-level", level)
+        result = call("import", store, source, *options)
+        assert result.status == 2
+        assert "--png-level is of PNG files only" in result.err.splitlines()[-1]
     assert files_in(store) == {}
 
 

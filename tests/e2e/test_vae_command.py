@@ -52,7 +52,7 @@ def test_dtype(empty_store, tiny_vae_folder, kl_folder):
     default = record_of(empty_store, "a")
     # Which of the two is faster depends on the machine.
     assert default.dtype in ("float32", "bfloat16")
-    assert f", {default.dtype} (" in added.out
+    assert f", {default.dtype} contiguous on cpu (" in added.out
     added = call("vae", "add", empty_store, "a", tiny_vae_folder, "--dtype", "bfloat16").checked()
     assert "dB against float32)" in added.out
     assert record_of(empty_store, "a").dtype == "bfloat16"
@@ -78,14 +78,22 @@ def test_dtype(empty_store, tiny_vae_folder, kl_folder):
 def test_default_dtype_is_the_fastest_that_is_near_enough(
     monkeypatch, tiny_vae_folder, narrow_s, psnr_db, expected
 ):
-    from latentfs.render import inspection
+    from latentfs.render import fastest, inspection
 
-    monkeypatch.setattr(inspection, "_race", lambda *_: [1.0, narrow_s])
-    monkeypatch.setattr(inspection, "_psnr_db", lambda *_: psnr_db)
+    monkeypatch.setattr(fastest, "_race", lambda *_: [narrow_s, 1.0])
+    monkeypatch.setattr(fastest, "_psnr_db", lambda *_: psnr_db)
     found = inspection.inspect_vae(
-        tiny_vae_folder, class_name="AutoencoderTiny", dtype=None, origin="x"
+        tiny_vae_folder,
+        class_name="AutoencoderTiny",
+        origin="x",
+        device="cpu",
+        wishes=fastest.Wishes(dtype=None, layout=None, batch=None),
     )
-    assert found.dtype == expected
+    assert (found.manner.dtype, found.manner.layout, found.manner.batch) == (
+        expected,
+        "contiguous",
+        1,
+    )
 
 
 def test_what_is_recorded(empty_store, kl_shift_folder, dc_folder):

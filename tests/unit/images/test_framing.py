@@ -10,7 +10,7 @@ from latentfs.images import drift, framing, png
 from latentfs.images.framing import Framing
 from latentfs.images.pixels import Pixels
 
-FRAMINGS = [Framing.png(), Framing.jpeg(quality=90)]
+FRAMINGS = [Framing.png(), Framing.png(level="small"), Framing.jpeg(quality=90)]
 
 
 def _metadata(chosen: Framing) -> list[bytes]:
@@ -29,9 +29,10 @@ def _fitted(pixels: Pixels, chosen: Framing, size_bytes: int) -> framing.Fitted:
 
 
 def test_framings() -> None:
-    assert Framing.png() == Framing("png", None, "png-up-igzip1")
+    assert Framing.png() == Framing.png(level="fast") == Framing("png", None, "png-up-igzip1")
+    assert Framing.png(level="small") == Framing("png", None, "png-best-igzip3")
     assert Framing.jpeg(quality=75) == Framing("jpeg", 75, "jpeg-turbo-444")
-    assert [chosen.suffix for chosen in FRAMINGS] == [".png", ".jpg"]
+    assert [chosen.suffix for chosen in FRAMINGS] == [".png", ".png", ".jpg"]
 
 
 @pytest.mark.parametrize("chosen", FRAMINGS)
@@ -96,17 +97,18 @@ def test_the_drift_of_other_devices_fits_at_once(
 
 
 @samples.real
+@pytest.mark.parametrize("chosen", [Framing.png(), Framing.png(level="small")])
 @pytest.mark.parametrize("folder", samples.REAL_NAMES)
 def test_noise_of_the_same_strength_in_both_renders_fits_at_once(
-    folder: str, monkeypatch: pytest.MonkeyPatch
+    folder: str, chosen: Framing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clean = samples.real_picture(folder)
     monkeypatch.setenv(drift.ENVIRONMENT_VARIABLE, "noise:0.48")
     first, later = drift.drifted(clean), drift.drifted(clean[::-1].copy())[::-1].copy()
     monkeypatch.delenv(drift.ENVIRONMENT_VARIABLE)
     assert not np.array_equal(first, later)
-    size_bytes = _size_bytes(first, Framing.png())
-    assert _fitted(later, Framing.png(), size_bytes).retries == 0
+    size_bytes = _size_bytes(first, chosen)
+    assert _fitted(later, chosen, size_bytes).retries == 0
 
 
 @pytest.mark.parametrize("chosen", FRAMINGS)
@@ -182,5 +184,29 @@ def test_the_first_rendition_is_what_later_ones_are_framed_to(chosen: Framing) -
     pixels = np.random.default_rng(0).integers(0, 256, (24, 40, 3), np.uint8)
     first = framing.frame_first(pixels, chosen)
     encoded = framing.encode_picture(pixels, chosen)
-    assert len(first) == framing.framed_size_bytes(len(encoded))
-    assert framing.encode_to_size(pixels, chosen, size_bytes=len(first)).data == first
+    assert len(first.data) == framing.framed_size_bytes(len(encoded))
+    later = framing.encode_to_size(pixels, chosen, size_bytes=len(first.data))
+    assert (later.data, later.retries, first.retries) == (first.data, 0, 0)
+    assert first.pad_s > 0
+    assert later.pad_s > 0
+
+
+@pytest.mark.parametrize(
+    ("encoder", "efforts"),
+    [
+        ("png-up-igzip1", [png.Effort.FAST, png.Effort.SMALL, png.Effort.SMALLEST]),
+        ("png-best-igzip3", [png.Effort.SMALL, png.Effort.SMALLEST]),
+        ("png-of-another-version", [png.Effort.FAST, png.Effort.SMALL, png.Effort.SMALLEST]),
+    ],
+)
+def test_a_png_begins_with_the_encoder_it_names(encoder: str, efforts: list[png.Effort]) -> None:
+    pixels = samples.smooth(200, 160)
+    chosen = Framing("png", None, encoder)
+    files = [png.encode(pixels, effort=effort) for effort in efforts]
+    assert framing.encode_picture(pixels, chosen) == files[0]
+    assert framing.frame_first(pixels, chosen).data == png.pad(
+        files[0], framing.framed_size_bytes(len(files[0]))
+    )
+    for retries, data in enumerate(files):
+        fitted = framing.encode_to_size(pixels, chosen, size_bytes=len(data))
+        assert (fitted.data, fitted.retries) == (data, retries)

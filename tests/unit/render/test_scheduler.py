@@ -12,10 +12,22 @@ import trio.testing
 from latentfs.errors import RenderDroppedError, RendererLostError, RenderFailedError
 from latentfs.images.framing import Framing
 from latentfs.latents.recipe import Recipe
-from latentfs.render.protocol import Failed, Message, Ready, Rendered, RenderRequest
-from latentfs.render.scheduler import RenderJob, Scheduler
+from latentfs.render.protocol import (
+    Alive,
+    CancelRequest,
+    CannotStart,
+    Dropped,
+    Failed,
+    Message,
+    Ready,
+    Rendered,
+    RenderRequest,
+)
+from latentfs.render.job_queue import RenderJob
+from latentfs.render.scheduler import Scheduler
 
 TIMEOUT_S = 10.0
+READY = Ready(torch_version="0", device="cpu", devices=("cpu",))
 
 Behaviour = Callable[["ScriptedRenderer", RenderRequest], object]
 
@@ -44,7 +56,7 @@ def job(name: str) -> RenderJob:
         chunk_bytes=(),
         want_data=True,
     )
-    return RenderJob(request, [b"x"])
+    return RenderJob(request, [b"x"], (4, 1, 1), name)
 
 
 def rendered(number: int) -> Rendered:
@@ -76,7 +88,7 @@ class ScriptedRenderer:
     async def receive(self) -> tuple[Message, bytes | None]:
         if not hasattr(self, "_greeted"):
             self._greeted = True
-            return Ready("0"), None
+            return READY, None
         request = await self._received.receive()
         self._log.append(request.vae_folder)
         await trio.sleep(1)
@@ -100,7 +112,7 @@ class Scripted:
         self.worked_on: list[str] = []
 
     @asynccontextmanager
-    async def open(self) -> AsyncIterator[ScriptedRenderer]:
+    async def open(self, device: str) -> AsyncIterator[ScriptedRenderer]:
         self.opened += 1
         yield ScriptedRenderer(self.script, self.worked_on)
 
@@ -108,7 +120,9 @@ class Scripted:
 @asynccontextmanager
 async def running(scripted: Scripted) -> AsyncIterator[Scheduler]:
     scheduler = Scheduler(
+        device="auto",
         render_timeout_s=TIMEOUT_S,
+        background_groups_max=1,
         open_renderer=scripted.open,  # type: ignore[arg-type]
     )
     async with trio.open_nursery() as nursery:
@@ -209,20 +223,6 @@ async def _swallow(scheduler: Scheduler, name: str) -> None:
         await scheduler.render(job(name))
 
 
-async def test_a_cancelled_job_that_was_not_sent_is_dropped(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
-    scripted = Scripted({})
-    async with running(scripted) as scheduler, trio.open_nursery() as nursery:
-        for name in ("a", "b", "c"):
-            nursery.start_soon(scheduler.render, job(name))
-            await trio.testing.wait_all_tasks_blocked()
-        with trio.move_on_after(0.1):
-            await scheduler.render(job("cancelled"))
-        assert scheduler.statistics().queued == 1
-    assert scripted.worked_on == ["a", "b", "c"]
-
-
 async def test_jobs_fail_when_no_renderer_can_be_started(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
@@ -232,13 +232,15 @@ async def test_jobs_fail_when_no_renderer_can_be_started(
 
     class Broken(Scripted):
         @asynccontextmanager
-        async def open(self) -> AsyncIterator[ScriptedRenderer]:
+        async def open(self, device: str) -> AsyncIterator[ScriptedRenderer]:
             self.opened += 1
             yield NeverReady({}, [])
 
     broken = Broken({})
     scheduler = Scheduler(
+        device="auto",
         render_timeout_s=TIMEOUT_S,
+        background_groups_max=1,
         open_renderer=broken.open,  # type: ignore[arg-type]
     )
     async with trio.open_nursery() as nursery:
@@ -253,7 +255,7 @@ async def test_jobs_fail_when_no_renderer_can_be_started(
 async def test_nonsense_from_a_renderer_is_the_renderers_end_not_ours(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    answers = iter([Failed(4711, "unasked"), Ready("0")])
+    answers = iter([Failed(4711, "unasked"), READY])
 
     def nonsense(renderer: ScriptedRenderer, request: RenderRequest) -> object:
         return next(answers, None)
@@ -278,14 +280,3 @@ async def test_a_bug_in_the_connection_does_not_end_the_scheduler(
     assert "failed unexpectedly" in caplog.text
 
 
-async def test_a_job_that_nobody_wants_when_its_turn_comes_is_dropped(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
-    scripted = Scripted({})
-    async with running(scripted) as scheduler, trio.open_nursery() as nursery:
-        for name in ("a", "b"):
-            nursery.start_soon(scheduler.render, job(name))
-            await trio.testing.wait_all_tasks_blocked()
-        with pytest.raises(RenderDroppedError, match="nobody waits"):
-            await scheduler.render(job("unwanted"), is_wanted=lambda: False)
-    assert scripted.worked_on == ["a", "b"]

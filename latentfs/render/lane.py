@@ -1,0 +1,360 @@
+"""Daemon side: one device's renderer, replaced when it is lost, and the orders it has.
+
+What a renderer does wrong stays here.  When one is lost, the orders it had are tried once more on a
+fresh one, each alone, so that those which did no harm succeed and the one that did is known.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from math import inf
+
+import msgspec
+import trio
+
+from latentfs.errors import RenderDroppedError, RendererLostError, RenderError, RenderFailedError
+from latentfs.latents.recipe import DeviceClass, Recipe
+from latentfs.render.job_queue import JobQueue, Order, Priority, Rendition
+from latentfs.render.protocol import (
+    Alive,
+    CancelRequest,
+    CannotStart,
+    Dropped,
+    Failed,
+    Ready,
+    Rendered,
+)
+from latentfs.render.quarantine import Quarantine
+from latentfs.render.renderer_process import RendererProcess
+
+__all__ = ["Lane", "LaneCounts", "OpenRenderer"]
+
+log = logging.getLogger(__name__)
+
+OpenRenderer = Callable[[str], AbstractAsyncContextManager[RendererProcess]]
+
+# One group is decoded while the last one is encoded and the next one waits, decompressed.
+_GROUPS_IN_FLIGHT_MAX = 3
+_TRIES_MAX = 2
+_START_TIMEOUT_S = 180.0
+_FAILED_STARTS_MAX = 3
+_BACKOFF_FIRST_S = 0.2
+_BACKOFF_MAX_S = 30.0
+# A renderer says once a second that it works.  One that was stopped is found out long before the
+# deadline of the reads that wait for it.
+_SILENT_MAX_S = 10.0
+
+
+@dataclass(slots=True)
+class LaneCounts:
+    """What all lanes of a scheduler count together, since the start."""
+
+    renders: int = 0
+    renders_failed: int = 0
+    renders_widened: int = 0
+    out_of_memory: int = 0
+    restarts: int = 0
+
+
+@dataclass(eq=False, slots=True)
+class _Sent:
+    """An order that the renderer has; those of one group are decoded together.
+
+    ``sent_s`` is on the monotonic clock, as are the renderer's times: trio's has an offset.
+    """
+
+    order: Order
+    group: int
+    sent_s: float
+    cancelled: bool = False
+
+
+@dataclass(slots=True)
+class _Watch:
+    """When the renderer was last heard of, and when it last finished something."""
+
+    heard_s: float = inf
+    progress_s: float = inf
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+
+
+class Lane:
+    """Runs orders from a queue on one device.
+
+    Args:
+        background_groups_max: groups of orders that no reader waits for, at most, in the renderer.
+        on_ready: called whenever a renderer has become ready.
+        on_unavailable: called when none can be started.
+    """
+
+    def __init__(
+        self,
+        device: str,
+        queue: JobQueue,
+        quarantine: Quarantine,
+        counts: LaneCounts,
+        *,
+        render_timeout_s: float,
+        background_groups_max: int,
+        open_renderer: OpenRenderer,
+        on_ready: Callable[[Ready], None],
+        on_unavailable: Callable[[], None],
+    ) -> None:
+        self.device = device
+        self.unavailable: str | None = None
+        self._queue = queue
+        self._quarantine = quarantine
+        self._counts = counts
+        self._render_timeout_s = render_timeout_s
+        self._silent_max_s = min(_SILENT_MAX_S, render_timeout_s / 2)
+        self._background_groups_max = background_groups_max
+        self._open_renderer = open_renderer
+        self._on_ready = on_ready
+        self._on_unavailable = on_unavailable
+        self._in_flight: dict[int, _Sent] = {}
+        self._numbers = itertools.count(1)
+        self._ready: Ready | None = None
+        self._failed_starts = 0
+        self._renders = 0
+        self._watch = _Watch()
+
+    @property
+    def ready_device(self) -> str | None:
+        """The device of the renderer that takes requests now, None while there is none."""
+        return None if self._ready is None else self._ready.device
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._in_flight)
+
+    async def run(self) -> None:
+        """Keep a renderer running until cancelled; restarts back off while they achieve nothing."""
+        backoff_s = _BACKOFF_FIRST_S
+        while True:
+            renders_before = self._renders
+            try:
+                await self._run_renderer()
+            except RendererLostError as error:
+                log.error("%s; starting another", error)
+            except Exception:  # the mount outlives whatever a renderer does
+                log.exception("a renderer failed unexpectedly; starting another")
+            self._ready = None
+            self._counts.restarts += 1
+            self._settle_lost()
+            if self._failed_starts >= _FAILED_STARTS_MAX and self.unavailable is None:
+                self.unavailable = (
+                    f"no renderer could be started in {self._failed_starts} tries; what it "
+                    "printed on standard error says why"
+                )
+            if self.unavailable is not None:
+                self._on_unavailable()
+            if self._renders > renders_before:
+                backoff_s = _BACKOFF_FIRST_S
+            await trio.sleep(backoff_s)
+            backoff_s = min(2 * backoff_s, _BACKOFF_MAX_S)
+
+    def cancel(self, order: Order) -> None:
+        """Tell the renderer, if it has *order*, that nobody waits for it."""
+        for sent in self._in_flight.values():
+            if sent.order is order:
+                sent.cancelled = True
+                self._queue.notify()
+
+    # One renderer
+
+    async def _run_renderer(self) -> None:
+        lost: RendererLostError | None = None
+        self._failed_starts += 1  # until it proves otherwise
+        async with self._open_renderer(self.device) as renderer:
+            try:
+                await self._await_ready(renderer)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._feed, renderer)
+                    nursery.start_soon(self._collect, renderer)
+            except* RendererLostError as group:
+                lost = _first_lost(group)
+        if lost is not None:
+            raise lost
+
+    async def _await_ready(self, renderer: RendererProcess) -> None:
+        with trio.move_on_after(_START_TIMEOUT_S):
+            message, _ = await renderer.receive()
+            if isinstance(message, Ready):
+                self._ready = message
+                self._failed_starts = 0
+                self.unavailable = None
+                self._queue.notify()
+                log.info(
+                    "renderer %d is ready on %s, torch %s",
+                    renderer.pid,
+                    message.device,
+                    message.torch_version,
+                )
+                self._on_ready(message)
+                return
+            if isinstance(message, CannotStart):
+                self.unavailable = message.reason
+                raise RendererLostError(message.reason)
+        raise RendererLostError(f"renderer process {renderer.pid} did not become ready")
+
+    # Sending
+
+    async def _feed(self, renderer: RendererProcess) -> None:
+        while True:
+            # One thing at a time: while it is sent, there may be more to cancel or to send.
+            number = self._next_cancelled()
+            if number is not None:
+                await renderer.send_message(CancelRequest(number))
+            elif group := self._next_group():
+                await self._send(renderer, group)
+            else:
+                await self._queue.changed()
+
+    def _next_cancelled(self) -> int | None:
+        for number, sent in self._in_flight.items():
+            if sent.cancelled:
+                sent.cancelled = False
+                return number
+        return None
+
+    def _next_group(self) -> list[Order]:
+        """Take what is to be sent now; nothing if the renderer has enough, or nothing waits."""
+        while group := self._take():
+            if wanted := self._wanted(group):
+                return wanted
+        return []
+
+    def _take(self) -> list[Order]:
+        if any(sent.order.alone for sent in self._in_flight.values()):
+            return []
+        if self._queue.alone_is_next:
+            order = None if self._in_flight else self._queue.take_alone()
+            return [] if order is None else [order]
+        groups = {sent.group for sent in self._in_flight.values()}
+        if len(groups) >= _GROUPS_IN_FLIGHT_MAX:
+            return []
+        background = groups - {
+            sent.group
+            for sent in self._in_flight.values()
+            if sent.order.priority is Priority.FOREGROUND
+        }
+        room = len(background) < self._background_groups_max
+        least = Priority.IMPORT if room else Priority.FOREGROUND
+        return self._queue.take(least_priority=least, batch_of=self._batch_of)
+
+    def _batch_of(self, recipe: Recipe) -> int:
+        assert self._ready is not None
+        device: DeviceClass = "cuda" if self._ready.device.startswith("cuda") else "cpu"
+        return recipe.adapted_to(device).batch
+
+    def _wanted(self, group: list[Order]) -> list[Order]:
+        wanted = [order for order in group if order.is_wanted()]
+        for order in group:
+            if order not in wanted:
+                order.finish(RenderDroppedError("nobody waits for it any more"))
+        return wanted
+
+    async def _send(self, renderer: RendererProcess, group: list[Order]) -> None:
+        numbers = [next(self._numbers) for _ in group]
+        if not self._in_flight:
+            self._watch.heard_s = self._watch.progress_s = trio.current_time()
+        sent_s = time.monotonic()
+        for number, order in zip(numbers, group, strict=True):
+            self._in_flight[number] = _Sent(order, numbers[0], sent_s)
+        self._push_deadline()
+        for index, (number, order) in enumerate(zip(numbers, group, strict=True)):
+            follows = len(group) - index - 1
+            request = msgspec.structs.replace(order.job.request, number=number, follows=follows)
+            await renderer.send(request, order.job.bulk)
+
+    # Receiving
+
+    async def _collect(self, renderer: RendererProcess) -> None:
+        while True:
+            with trio.CancelScope() as self._watch.scope:
+                self._push_deadline()
+                message, data = await renderer.receive()
+            if self._watch.scope.cancelled_caught:
+                raise RendererLostError(self._hang_reason(renderer))
+            self._watch.heard_s = trio.current_time()
+            if not isinstance(message, Alive):
+                self._watch.progress_s = trio.current_time()
+                self._settle(message, data)
+                self._queue.notify()
+
+    def _push_deadline(self) -> None:
+        """A renderer hangs if it has work and is silent, or finishes nothing for too long."""
+        self._watch.scope.deadline = (
+            min(
+                self._watch.heard_s + self._silent_max_s,
+                self._watch.progress_s + self._render_timeout_s,
+            )
+            if self._in_flight
+            else inf
+        )
+
+    def _hang_reason(self, renderer: RendererProcess) -> str:
+        silent_s = trio.current_time() - self._watch.heard_s
+        if silent_s >= self._silent_max_s:
+            return f"renderer process {renderer.pid} hangs: no sign of life in {silent_s:.1f} s"
+        return f"renderer process {renderer.pid} hangs: no picture in {self._render_timeout_s:g} s"
+
+    def _settle(self, message: object, data: bytes | None) -> None:
+        if not isinstance(message, (Rendered, Failed, Dropped)):
+            raise RendererLostError(f"unexpected {type(message).__name__} from a renderer")
+        sent = self._in_flight.pop(message.number, None)
+        if sent is None:
+            raise RendererLostError(f"a renderer answered request {message.number}, unasked")
+        order = sent.order
+        if isinstance(message, Dropped):
+            order.finish(RenderDroppedError("nobody waits for it any more"))
+        elif isinstance(message, Failed):
+            self._counts.out_of_memory += message.out_of_memory
+            self._fail(order, RenderFailedError(message.message))
+        else:
+            self._counts.renders += 1
+            self._renders += 1
+            widened = message.recipe is not None and message.recipe.widened_from is not None
+            self._counts.renders_widened += widened
+            self._quarantine.clear(order.job.content)
+            order.finish(Rendition(message, data or b"", _stages(sent, message)))
+
+    def _fail(self, order: Order, error: RenderError) -> None:
+        self._counts.renders_failed += 1
+        order.finish(error)
+
+    def _settle_lost(self) -> None:
+        """Put the orders that the lost renderer had back, or fail those it was not the first of."""
+        lost = [sent.order for sent in self._in_flight.values()]
+        self._in_flight.clear()
+        for order in lost:
+            order.tries += 1
+            if len(lost) == 1:
+                # That it was in an earlier loss too, among others, now counts against it.
+                self._quarantine.blame(order.job.content, losses=order.tries - order.blamed)
+                order.blamed = order.tries
+            if order.tries >= _TRIES_MAX:
+                self._fail(order, RendererLostError(f"{order.tries} renderers were lost over it"))
+            else:
+                order.alone = True
+                self._queue.push(order)
+
+
+def _stages(sent: _Sent, report: Rendered) -> dict[str, float]:
+    """Seconds by stage, from the queue to the bytes in the daemon."""
+    return {
+        "queue": sent.sent_s - sent.order.queued_s,
+        "send": max(0.0, report.received_s - sent.sent_s),
+        **report.stages_s,
+        "transfer": max(0.0, time.monotonic() - report.finished_s),
+    }
+
+
+def _first_lost(group: BaseExceptionGroup[RendererLostError]) -> RendererLostError:
+    first = group.exceptions[0]
+    return _first_lost(first) if isinstance(first, BaseExceptionGroup) else first
