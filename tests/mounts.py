@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from latentfs.fs.control import ask_daemon
+
 __all__ = ["Mount", "latentfs", "mounted", "wait_until"]
 
 _WAIT_S = 60.0
@@ -52,6 +54,13 @@ class Mount:
         return self._log.read_text()
 
     def status(self) -> dict[str, Any]:
+        """What the daemon tells of itself, without a process for each question."""
+        answer = ask_daemon(self.store, "status")
+        assert answer is not None, "the daemon does not answer"
+        return answer
+
+    def full_status(self) -> dict[str, Any]:
+        """What ``latentfs status`` prints."""
         answer = json.loads(latentfs("status", self.path, "--json").stdout)
         assert isinstance(answer, dict)
         return answer

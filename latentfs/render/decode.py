@@ -31,12 +31,14 @@ __all__ = [
     "to_pixels",
 ]
 
-# What allocators say: PyTorch's for CPUs, oneDNN, CUDA through other libraries.
+# What is said when memory can't be had: by PyTorch's allocator for CPUs, by oneDNN, by CUDA through
+# other libraries.
 _OUT_OF_MEMORY_WORDS = (
     "can't allocate memory",
     "not enough memory",
     "out of memory",
     "could not create a memory",
+    "could not create a primitive",
     "std::bad_alloc",
 )
 _DEVICE_LOST_WORDS = ("cuda error", "cudnn error", "cublas error", "device-side assert")

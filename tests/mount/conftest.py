@@ -55,7 +55,8 @@ def store(pictures_store: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def mount(store: Path, tmp_path: Path) -> Iterator[Mount]:
-    with mounted(store, tmp_path / "mnt") as mount:
+    """Without rendering ahead, so that tests can count renders."""
+    with mounted(store, tmp_path / "mnt", "--prefetch", "0") as mount:
         yield mount
 
 

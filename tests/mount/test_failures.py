@@ -123,4 +123,4 @@ def test_garbage_on_the_control_socket_is_harmless(mount: Mount) -> None:
             connection.sendall(garbage)
             connection.shutdown(socket.SHUT_WR)
             connection.recv(100)
-    assert mount.status()["mounted"]
+    assert mount.full_status()["mounted"]

@@ -21,6 +21,8 @@ from PIL import Image
 
 from latentfs.fs import operations
 from latentfs.fs.operations import LatentOperations
+from latentfs.fs.prefetch import SequenceDetector
+from latentfs.render.job_queue import Reader
 from latentfs.store.records import Inode
 from latentfs.store.store import Store
 
@@ -166,7 +168,7 @@ def test_listing_10000_files_renders_nothing(large_store: Path, tmp_path: Path) 
             for number in range(1000)
         }
         assert len(sizes) == 1
-        status = mount.status()
+        status = mount.full_status()
         assert (status["renders_total"], status["renders_in_flight"]) == (0, 0)
         assert status["reads_total"] == 0
         assert status["files"] == 10_102
@@ -210,7 +212,7 @@ def test_handles_read_in_part_keep_a_bounded_amount(
     pictures_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Rendered:
-        async def get(self, ino: int, inode: Inode) -> bytes:
+        async def get(self, ino: int, inode: Inode, reader: Reader) -> bytes:
             return bytes(inode.size_bytes)
 
     monkeypatch.setattr(operations, "_PINNED_BYTES_MAX", 300_000)
@@ -220,7 +222,12 @@ def test_handles_read_in_part_keep_a_bounded_amount(
             with store.read() as snapshot:
                 found = snapshot.resolve("/pictures/000.png")
             assert found is not None
-            filesystem = LatentOperations(store, Rendered())  # type: ignore[arg-type]
+            filesystem = LatentOperations(
+                store,
+                Rendered(),  # type: ignore[arg-type]
+                SequenceDetector(files_max=0),
+                ahead_bytes=0,
+            )
             context = pyfuse3.RequestContext()
             handles = [(await filesystem.open(found[0], 0, context)).fh for _ in range(30)]
             for handle in handles:
