@@ -79,12 +79,12 @@ def _screen(status: dict[str, Any]) -> str:
             *lines,
             f"mount      {status['mountpoint']}, process {status['pid']}, "
             f"up {status['uptime_s']:.0f} s",
-            f"renderer   {'ready' if status['renderer_ready'] else 'starting'}, "
+            f"renderer   {_readiness(status)}, "
             f"{status['renders_total']} renders, {status['renders_in_flight']} in flight, "
-            f"{status['renders_failed_total']} failed, "
+            f"{_queued(status)}{status['renders_failed_total']} failed, "
             f"{status['render_timeouts_total']} timed out, "
             f"{status['renderer_restarts_total']} restarts, "
-            f"{status['hash_mismatches_total']} hash mismatches",
+            f"{status['hash_mismatches_total']} hash mismatches{_quarantined(status)}",
             f"reads      {status['reads_total']} ({shown_bytes(status['read_bytes_total'])}), "
             f"{status['errors_total']} errors, {status['open_files']} files open",
             f"cache      {shown_bytes(cache['bytes'])} of {shown_bytes(cache['budget_bytes'])} in "
@@ -92,3 +92,18 @@ def _screen(status: dict[str, Any]) -> str:
             f"{cache['evictions']} evictions",
         ]
     )
+
+
+def _readiness(status: dict[str, Any]) -> str:
+    devices = status["renderer_devices"]
+    return f"ready on {', '.join(devices)}" if devices else "starting"
+
+
+def _queued(status: dict[str, Any]) -> str:
+    queued = status["renders_queued"] + status["renders_queued_background"]
+    return f"{queued} queued, " if queued else ""
+
+
+def _quarantined(status: dict[str, Any]) -> str:
+    count = status["contents_quarantined"]
+    return f", {count} quarantined" if count else ""
