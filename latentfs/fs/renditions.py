@@ -23,9 +23,8 @@ from latentfs.errors import (
     RenderFailedError,
     RenderTimeoutError,
 )
-from latentfs.latents.recipe import Recipe
-from latentfs.render.job_queue import NOBODY, Order, Priority, Reader, Rendition
-from latentfs.render.jobs import content_key, job_for_inode
+from latentfs.render.job_queue import NOBODY, Order, Priority, Reader
+from latentfs.render.jobs import check_rendition, content_key, job_for_inode
 from latentfs.render.scheduler import Scheduler
 from latentfs.store.records import Inode
 from latentfs.store.store import Store
@@ -275,33 +274,16 @@ class Renditions:
                 is_wanted=flight.is_wanted,
             )
             rendition = await self._scheduler.finished(flight.order)
-        self._check(ino, inode, job.recipe, rendition)
+        if not check_rendition(inode, job.recipe, rendition):
+            self._hash_mismatches_total += 1
+            log.warning(
+                "inode %d was rendered to other bytes than at import: another device or library "
+                "version decodes or encodes differently; its size is the same",
+                ino,
+            )
         stages_s = {"parked": fetch_s - start_s, "fetch": fetched_s - fetch_s, **rendition.stages_s}
         self._flown.append(Flown(ino, stages_s, trio.current_time() - start_s))
         return rendition.data
-
-    def _check(self, ino: int, inode: Inode, asked: Recipe, rendition: Rendition) -> None:
-        if len(rendition.data) != inode.size_bytes:
-            raise RenderFailedError(
-                f"inode {ino} was rendered to {len(rendition.data)} bytes, not to its size of "
-                f"{inode.size_bytes}"
-            )
-        assert inode.content is not None
-        report = rendition.report
-        if report.sha256 == inode.content.rendition_sha256:
-            return
-        if report.recipe is not None and report.recipe.widened_from == asked.widened_from:
-            # How much memory there is changes; a file's bytes may not change with it.
-            raise RenderFailedError(
-                f"inode {ino} could only be rendered in a smaller batch than its recipe has, for "
-                "lack of memory, and came out different; free memory on the device"
-            )
-        self._hash_mismatches_total += 1
-        log.warning(
-            "inode %d was rendered to other bytes than at import: another device or library "
-            "version decodes or encodes differently; its size is the same",
-            ino,
-        )
 
 
 @asynccontextmanager

@@ -11,7 +11,7 @@ from pathlib import Path
 import trio
 
 from latentfs.errors import LatentfsError, NoRendererError, PathError
-from latentfs.render.jobs import job_for_inode
+from latentfs.render.jobs import check_rendition, job_for_inode
 from latentfs.render.scheduler import Scheduler
 from latentfs.store.records import Inode
 from latentfs.store.snapshot import Snapshot, check_name, split_path
@@ -101,6 +101,7 @@ class Exporter:
             with self._store.read() as snapshot:
                 job = job_for_inode(snapshot, self._store.path, item.inode)
             rendition = await self._scheduler.render(job)
+            check_rendition(item.inode, job.recipe, rendition)
             await trio.to_thread.run_sync(_write, item, rendition.data)
         except NoRendererError:
             raise  # no picture after this one fares better

@@ -7,7 +7,8 @@ dtype, so that pixels equal those a pipeline would have made.
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ __all__ = [
     "latent_tensor",
     "scaled_batch",
     "to_pixels",
+    "understood",
 ]
 
 # What is said when memory can't be had: by PyTorch's allocator for CPUs, by oneDNN, by CUDA through
@@ -91,10 +93,10 @@ def decode_samples(vae: Any, z: torch.Tensor, recipe: Recipe) -> torch.Tensor:
     if recipe.tiled:
         vae.enable_tiling()
     try:
-        with torch.inference_mode():
+        with understood(recipe, tuple(z.shape)), torch.inference_mode():
             sample: torch.Tensor = vae.decode(z, return_dict=False)[0]
-    except (RuntimeError, ValueError, MemoryError) as error:
-        raise _understood(error, recipe, tuple(z.shape)) from None
+            if sample.device.type == "cuda":  # what fails in a kernel is told only here
+                torch.cuda.synchronize(sample.device)
     finally:
         if recipe.tiled:
             vae.disable_tiling()
@@ -106,7 +108,20 @@ def decode_samples(vae: Any, z: torch.Tensor, recipe: Recipe) -> torch.Tensor:
     return sample
 
 
-def _understood(error: Exception, recipe: Recipe, shape: tuple[int, ...]) -> Exception:
+@contextmanager
+def understood(recipe: Recipe, shape: tuple[int, ...]) -> Iterator[None]:
+    """Turn what torch raises in the block into what it means.
+
+    Raises:
+        OutOfMemoryError, DeviceLostError, RenderFailedError: as in :func:`decode_samples`.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError, MemoryError) as error:
+        raise _meaning(error, recipe, shape) from None
+
+
+def _meaning(error: Exception, recipe: Recipe, shape: tuple[int, ...]) -> Exception:
     """Return what *error* means, without the traceback that would keep its tensors alive."""
     reason = " ".join(str(error).split())[:300]
     lower = reason.lower()

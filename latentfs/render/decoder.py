@@ -30,6 +30,7 @@ from latentfs.render.decode import (
     free_memory,
     scaled_batch,
     to_pixels,
+    understood,
 )
 from latentfs.render.protocol import RenderRequest
 from latentfs.render.vae_models import VaeModels
@@ -114,18 +115,18 @@ class Decoder:
     def _samples(self, group: Sequence[Task], recipes: Sequence[Recipe]) -> torch.Tensor:
         """Return [B, 3, H, W], B at least the number of tasks."""
         request = group[0].request
-        vae = self._models.get(request.vae_folder, request.vae_files, recipes[0])
-        _lap(group, "load")
-        z = scaled_batch([task.latent for task in group], recipes, device=self._device)
+        with understood(recipes[0], group[0].latent.shape):
+            vae = self._models.get(request.vae_folder, request.vae_files, recipes[0])
+            _lap(group, "load")
+            z = scaled_batch([task.latent for task in group], recipes, device=self._device)
         samples = decode_samples(vae, z, recipes[0])
-        if self._device.type == "cuda":  # kernels run on after they were started
-            torch.cuda.synchronize(self._device)
         _lap(group, "decode")
         return samples
 
     def _picture(self, task: Task, recipe: Recipe, sample: torch.Tensor) -> Picture | LatentfsError:
         try:
-            pixels = to_pixels(sample, recipe)
+            with understood(recipe, task.latent.shape):
+                pixels = to_pixels(sample, recipe)
             task.lap("quantise")
         except NotFiniteError as error:
             return self._widened(task, recipe, error)
@@ -160,7 +161,9 @@ class Decoder:
         """Decode one task by a recipe with *changes*."""
         recipe = _replaced(self._adapted(task), changes)
         try:
-            pixels = to_pixels(self._samples([task], [recipe])[0], recipe)
+            sample = self._samples([task], [recipe])[0]
+            with understood(recipe, task.latent.shape):
+                pixels = to_pixels(sample, recipe)
         except LatentfsError as error:
             return error
         task.lap("quantise")

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Hashable
 from pathlib import Path
 
-from latentfs.errors import StoreCorruptError
+from latentfs.errors import RenderFailedError, StoreCorruptError
 from latentfs.latents import payload as payload_codec
-from latentfs.render.job_queue import RenderJob
+from latentfs.latents.recipe import Recipe
+from latentfs.render.job_queue import RenderJob, Rendition
 from latentfs.render.protocol import RenderRequest
 from latentfs.store.records import Inode, LatentContent
 from latentfs.store.snapshot import Snapshot
 
-__all__ = ["content_key", "job_for_inode"]
+__all__ = ["check_rendition", "content_key", "job_for_inode"]
 
 
 def content_key(inode: Inode) -> Hashable:
@@ -67,3 +68,26 @@ def _chunks(snapshot: Snapshot, content: LatentContent) -> list[bytes]:
             raise StoreCorruptError(f"metadata blob {blob.hex()} is missing; run latentfs fsck")
         chunks.append(data)
     return chunks
+
+
+def check_rendition(inode: Inode, asked: Recipe, rendition: Rendition) -> bool:
+    """Return whether *rendition*, by the recipe *asked*, has the bytes *inode* had at import.
+
+    Raises:
+        RenderFailedError: it has another length, or other bytes for lack of memory.
+    """
+    assert inode.content is not None
+    report = rendition.report
+    if len(rendition.data) != inode.size_bytes:
+        raise RenderFailedError(
+            f"it was rendered to {len(rendition.data)} bytes, not to its size of {inode.size_bytes}"
+        )
+    if report.sha256 == inode.content.rendition_sha256:
+        return True
+    if report.recipe is not None and report.recipe.widened_from == asked.widened_from:
+        # How much memory there is changes; a file's bytes may not change with it.
+        raise RenderFailedError(
+            "it could only be rendered in a smaller batch than its recipe has, for lack of memory, "
+            "and came out different; free memory on the device"
+        )
+    return False

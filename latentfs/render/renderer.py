@@ -56,6 +56,9 @@ log = logging.getLogger(__name__)
 _IDLE_S = 10.0
 _FINISHERS_MAX = 8
 _DEVICE_LOST_STATUS = 3
+# The daemon and those who read what it has are to run at once, though each core has a thread that
+# decodes: without it the 99th percentile of cached reads was 1.7 times as long.
+_CPU_NICENESS = 5
 
 
 class Renderer:
@@ -304,6 +307,8 @@ def _serve(connection: socket.socket, wanted: str) -> None:
     except InvalidArgumentError as error:
         connection.sendmsg([protocol.encode(CannotStart(str(error)))])
         return
+    if devices[0] == "cpu":
+        os.nice(_CPU_NICENESS)
     ready = Ready(torch_version=str(torch.__version__), device=devices[0], devices=devices)
     connection.sendmsg([protocol.encode(ready)])
     try:
