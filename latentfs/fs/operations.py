@@ -249,7 +249,10 @@ class LatentOperations(pyfuse3.Operations):
         reader = reader_of(ctx.uid, ctx.pid)
         self._files[handle] = _OpenFile(inode, record, reader, ctx.pid)
         self._counts["opens"] += 1
-        self._render_ahead(reader, inode)
+        try:
+            self._render_ahead(reader, inode)
+        except LatentfsError as error:  # a damaged neighbour is no reason to refuse this file
+            log.warning("nothing is rendered ahead of inode %d: %s", inode, error)
         return pyfuse3.FileInfo(fh=handle, keep_cache=True)
 
     def _render_ahead(self, reader: Reader, ino: int) -> None:

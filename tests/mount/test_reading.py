@@ -10,6 +10,7 @@ import random
 import shutil
 import subprocess
 import time
+from collections.abc import Hashable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,9 +20,10 @@ import trio
 from mounts import Mount, mounted, wait_until
 from PIL import Image
 
+from latentfs.errors import StoreCorruptError
 from latentfs.fs import operations
 from latentfs.fs.operations import LatentOperations
-from latentfs.fs.prefetch import SequenceDetector
+from latentfs.fs.prefetch import NextNames, SequenceDetector
 from latentfs.render.job_queue import Reader
 from latentfs.store.records import Inode
 from latentfs.store.store import Store
@@ -206,6 +208,30 @@ def test_it_is_usable_before_any_model_is_loaded(store: Path, tmp_path: Path) ->
         assert not mount.status()["renderer_ready"] or time.monotonic() - start_s > 1
         modules = Path(f"/proc/{mount.process.pid}/maps").read_text()
         assert "libtorch" not in modules
+
+
+def test_a_damaged_neighbour_does_not_keep_a_file_from_being_opened(
+    pictures_store: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Damaged(SequenceDetector):
+        def opened(self, reader: Hashable, ino: int, next_names: NextNames) -> list[int]:
+            raise StoreCorruptError("inode 7 can't be read")
+
+    async def open_one() -> None:
+        with Store.open(pictures_store) as store:
+            with store.read() as snapshot:
+                found = snapshot.resolve("/pictures/000.png")
+            assert found is not None
+            filesystem = LatentOperations(
+                store,
+                None,  # type: ignore[arg-type]
+                Damaged(files_max=8),
+                ahead_bytes=0,
+            )
+            assert (await filesystem.open(found[0], 0, pyfuse3.RequestContext())).fh
+
+    trio.run(open_one)
+    assert "inode 7" in caplog.text
 
 
 def test_handles_read_in_part_keep_a_bounded_amount(
