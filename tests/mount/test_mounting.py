@@ -214,7 +214,7 @@ def test_an_import_beside_the_mount_shows(mount: Mount, tmp_path: Path) -> None:
 
 def test_status_of_a_mount_and_of_its_store_are_one(mount: Mount) -> None:
     (mount.path / "pictures" / "000.png").read_bytes()
-    of_mount = mount.status()
+    of_mount = mount.full_status()
     assert of_mount["mounted"]
     assert of_mount["renders_total"] == 1
     assert of_mount["reads_total"] >= 1
