@@ -11,19 +11,13 @@ from pathlib import Path
 
 from latentfs.bench.sample import Picture
 from latentfs.errors import RenderError
-from latentfs.render import TORCH_ENVIRONMENT
+from latentfs.render import QUIET_ENVIRONMENT, TORCH_ENVIRONMENT
 
 __all__ = ["BareDecodes", "decode_environment", "time_bare_decodes"]
 
 _WARM_UPS = 2
 _START_TIMEOUT_S = 300.0
 _DECODE_TIMEOUT_S = 600.0
-# Says less; decodes as fast.
-_QUIET_ENVIRONMENT = {
-    "DIFFUSERS_VERBOSITY": "error",
-    "HF_HUB_OFFLINE": "1",
-    "PYTHONWARNINGS": "ignore",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +42,7 @@ class BareDecodes:
 def decode_environment(*, plain_environment: bool) -> dict[str, str]:
     """Return the process's environment: a renderer's, or, if *plain_environment*, the caller's."""
     settings = {} if plain_environment else TORCH_ENVIRONMENT
-    return {**settings, **os.environ, **_QUIET_ENVIRONMENT}
+    return {**settings, **os.environ, **QUIET_ENVIRONMENT}
 
 
 def time_bare_decodes(

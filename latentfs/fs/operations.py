@@ -329,7 +329,7 @@ class LatentOperations(pyfuse3.Operations):
         else of it before that is answered.
         """
         file = self._files.get(fh)
-        if file is not None and is_gone(file.opener_pid):
+        if file is not None and file.waiting and is_gone(file.opener_pid):
             for scope in file.waiting:
                 scope.cancel()
 

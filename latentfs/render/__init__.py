@@ -16,3 +16,10 @@ By default malloc returns large blocks to the kernel when they are freed.  Each 
 then fault in anew, page by page, which took a third of the time of a decode: 512x512 in bfloat16
 0.95 s instead of 0.53 s with a TAESD.  What is kept is returned when the renderer is idle.
 """
+
+QUIET_ENVIRONMENT = {
+    "DIFFUSERS_VERBOSITY": "error",
+    "HF_HUB_OFFLINE": "1",
+    "PYTHONWARNINGS": "ignore",
+}
+"""For the same processes: no chatter, and nothing is ever downloaded."""

@@ -14,7 +14,7 @@ import msgspec
 import trio
 
 from latentfs.errors import RendererLostError
-from latentfs.render import TORCH_ENVIRONMENT, protocol
+from latentfs.render import QUIET_ENVIRONMENT, TORCH_ENVIRONMENT, protocol
 from latentfs.render.protocol import Message, RenderRequest
 
 __all__ = ["RendererProcess", "open_renderer"]
@@ -22,11 +22,6 @@ __all__ = ["RendererProcess", "open_renderer"]
 log = logging.getLogger(__name__)
 
 _KILL_WAIT_S = 10.0
-_QUIET_ENVIRONMENT = {
-    "DIFFUSERS_VERBOSITY": "error",
-    "HF_HUB_OFFLINE": "1",
-    "PYTHONWARNINGS": "ignore",
-}
 
 
 class RendererProcess:
@@ -116,7 +111,7 @@ async def _start(fd: int, device: str) -> trio.Process:
             [sys.executable, "-m", "latentfs.render.renderer", str(fd), device],
             stdin=subprocess.DEVNULL,
             pass_fds=[fd],
-            env={**TORCH_ENVIRONMENT, **os.environ, **_QUIET_ENVIRONMENT},
+            env={**TORCH_ENVIRONMENT, **os.environ, **QUIET_ENVIRONMENT},
         )
     except OSError as error:
         raise RendererLostError(f"no renderer can be started: {error.strerror}") from error
