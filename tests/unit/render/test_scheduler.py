@@ -654,8 +654,10 @@ async def test_with_two_devices_queued_jobs_fail_when_neither_starts(
     async with running(scripted) as scheduler:
         await render_all(scheduler, "ab")
         broken = True
-        outcomes = await render_all(scheduler, "xyz")
-    assert outcomes == dict.fromkeys("xyz", NoRendererError)
+        # Either may be lost twice before both devices are gone: which has which is left to chance.
+        ended = await render_all(scheduler, "xy")
+        assert set(ended.values()) <= {RendererLostError, NoRendererError}
+        assert await render_all(scheduler, "z") == {"z": NoRendererError}
 
 
 # Statistics
