@@ -59,8 +59,7 @@ class Framing(msgspec.Struct, frozen=True):
 
     @classmethod
     def png(cls, *, level: PngLevel = "fast") -> Framing:
-        effort = png.Effort.SMALL if level == "small" else png.Effort.FAST
-        return cls("png", None, png.ENCODERS[effort])
+        return cls("png", None, png.SMALL_ENCODER if level == "small" else png.FAST_ENCODER)
 
     @classmethod
     def jpeg(cls, *, quality: int = 90) -> Framing:
@@ -171,14 +170,10 @@ def _fit(data: bytes, framing: Framing, size_bytes: int, *, retries: int) -> Fit
 def _encodings(pixels: Pixels, framing: Framing, metadata: Sequence[bytes]) -> Iterator[bytes]:
     """Yield encodings from the usual one to the hardest, each made when it is asked for."""
     if framing.quality is None:
-        for effort in list(png.Effort)[_first_effort(framing) :]:
-            yield png.encode(pixels, metadata=metadata, effort=effort)
+        effort, strips_max = png.ENCODERS.get(framing.encoder, png.ENCODERS[png.FAST_ENCODER])
+        yield png.encode(pixels, metadata=metadata, effort=effort, strips_max=strips_max)
+        for harder in list(png.Effort)[effort + 1 :]:
+            yield png.encode(pixels, metadata=metadata, effort=harder)
     else:
         for optimize in (False, True):
             yield jpeg.encode(pixels, quality=framing.quality, metadata=metadata, optimize=optimize)
-
-
-def _first_effort(framing: Framing) -> png.Effort:
-    """Return the effort that a PNG's encoder names; FAST for one of another version."""
-    named = (effort for effort, name in png.ENCODERS.items() if name == framing.encoder)
-    return next(named, png.Effort.FAST)

@@ -29,7 +29,9 @@ def _fitted(pixels: Pixels, chosen: Framing, size_bytes: int) -> framing.Fitted:
 
 
 def test_framings() -> None:
-    assert Framing.png() == Framing.png(level="fast") == Framing("png", None, "png-up-igzip1")
+    assert (
+        Framing.png() == Framing.png(level="fast") == Framing("png", None, "png-up-igzip1-strips4")
+    )
     assert Framing.png(level="small") == Framing("png", None, "png-best-igzip3")
     assert Framing.jpeg(quality=75) == Framing("jpeg", 75, "jpeg-turbo-444")
     assert [chosen.suffix for chosen in FRAMINGS] == [".png", ".png", ".jpg"]
@@ -192,17 +194,20 @@ def test_the_first_rendition_is_what_later_ones_are_framed_to(chosen: Framing) -
 
 
 @pytest.mark.parametrize(
-    ("encoder", "efforts"),
+    ("encoder", "strips_max", "efforts"),
     [
-        ("png-up-igzip1", [png.Effort.FAST, png.Effort.SMALL, png.Effort.SMALLEST]),
-        ("png-best-igzip3", [png.Effort.SMALL, png.Effort.SMALLEST]),
-        ("png-of-another-version", [png.Effort.FAST, png.Effort.SMALL, png.Effort.SMALLEST]),
+        ("png-up-igzip1-strips4", 4, list(png.Effort)),
+        ("png-up-igzip1", 1, list(png.Effort)),
+        ("png-best-igzip3", 1, [png.Effort.SMALL, png.Effort.SMALLEST]),
+        ("png-of-another-version", 4, list(png.Effort)),
     ],
 )
-def test_a_png_begins_with_the_encoder_it_names(encoder: str, efforts: list[png.Effort]) -> None:
-    pixels = samples.smooth(200, 160)
+def test_a_png_begins_with_the_encoder_it_names(
+    encoder: str, strips_max: int, efforts: list[png.Effort]
+) -> None:
+    pixels = samples.smooth(400, 360)
     chosen = Framing("png", None, encoder)
-    files = [png.encode(pixels, effort=effort) for effort in efforts]
+    files = [png.encode(pixels, effort=effort, strips_max=strips_max) for effort in efforts]
     assert framing.encode_picture(pixels, chosen) == files[0]
     assert framing.frame_first(pixels, chosen).data == png.pad(
         files[0], framing.framed_size_bytes(len(files[0]))
