@@ -87,6 +87,7 @@ def decode_samples(vae: Any, z: torch.Tensor, recipe: Recipe) -> torch.Tensor:
     Raises:
         OutOfMemoryError: memory did not suffice; what was taken is free again.
         DeviceLostError: the device has failed.
+        VaeError: it can't be compiled.
         RenderFailedError: the VAE can't take this latent.
     """
     torch.set_num_threads(recipe.cpu_threads)
@@ -164,13 +165,25 @@ def to_pixels(sample: torch.Tensor, recipe: Recipe) -> Pixels:
         # and A1111 widen what was decoded first.
         if recipe.rounding == "truncate":
             sample = sample.float()
-        levels = sample.mul(0.5).add_(0.5).clamp_(0, 1).float().mul_(255)
+        # Halves are exact in each dtype, so one step rounds as two would.
+        half = torch.tensor(0.5, dtype=sample.dtype, device=sample.device)
+        levels = torch.add(half, sample, alpha=0.5).clamp_(0, 1).float().mul_(255)
         if recipe.rounding == "round":
             levels = levels.round_()
         # Planes are rounded before they are interleaved: strided, each step takes thrice as long.
         # Stacking them takes half the time of permute and contiguous.
-        pixels = torch.stack(levels.to(torch.uint8).unbind(0), dim=2)
+        pixels = torch.stack(_bytes_of(levels).unbind(0), dim=2)
         return np.asarray(_to_host(pixels).numpy())
+
+
+def _bytes_of(levels: torch.Tensor) -> torch.Tensor:
+    """Return levels of 0 to 255, cut to whole numbers, as uint8.
+
+    On a CPU NumPy takes a third of the time that PyTorch does.
+    """
+    if levels.device.type == "cpu":
+        return torch.from_numpy(levels.numpy().astype(np.uint8))
+    return levels.to(torch.uint8)
 
 
 def _to_host(pixels: torch.Tensor) -> torch.Tensor:
