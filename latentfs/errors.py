@@ -12,6 +12,7 @@
     │   ├── StoreFullError          the disk or the map is full; nothing was changed
     │   └── StoreCorruptError       a record that can't be true
     ├── PathError                   a name or path inside the store
+    │   └── RefusedChangeError      a change that POSIX forbids, with its errno
     ├── LatentError
     │   ├── RefusedLatentError      an input file that can't be imported, with the reason
     │   └── CorruptPayloadError     a stored payload that doesn't decompress to what was stored
@@ -69,6 +70,12 @@ class StoreCorruptError(StoreError):
 
 class PathError(LatentfsError):
     pass
+
+
+class RefusedChangeError(PathError):
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(message)
+        self.errno = number
 
 
 class LatentError(LatentfsError):

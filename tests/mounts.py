@@ -76,7 +76,13 @@ class Mount:
         return pids
 
     def wait_for_renderer(self) -> int:
-        wait_until(lambda: self.status()["renderer_ready"], "a renderer is ready")
+        """Wait until one is ready and warm, so that it has no work but what a test gives it."""
+
+        def is_warm() -> bool:
+            status = self.status()
+            return bool(status["renderer_ready"]) and not status["renders_warming_up"]
+
+        wait_until(is_warm, "a renderer is ready and warm")
         (pid,) = self.renderer_pids()
         return pid
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Container, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -120,7 +120,7 @@ class ScriptedRenderer:
             await trio.sleep(min(self._left_s, ALIVE_INTERVAL_S))
             self._left_s -= ALIVE_INTERVAL_S
             if self._left_s > 0:
-                return Alive(), None
+                return Alive(any(map(self._is_compiled, self._working_on))), None
             await self._finish()
         return self._answers.popleft()
 
@@ -135,6 +135,9 @@ class ScriptedRenderer:
             self._scripted.follows += [request.follows for request in self._working_on]
             self._scripted.on_begun()
             self._left_s = max(self._scripted.seconds.get(name, 1.0) for name in names)
+
+    def _is_compiled(self, request: RenderRequest) -> bool:
+        return self._names[request.number] in self._scripted.compiled
 
     async def _finish(self) -> None:
         group, self._working_on = self._working_on, []
@@ -175,6 +178,7 @@ class Scripted:
     Args:
         script: what to do at the end of a job, by its name.
         seconds: how long a job takes, by its name; 1 for others.
+        compiled: names of the jobs whose time goes into compiling.
         greet: the first message of a renderer for a device.
         start_s: how long it takes until that comes.
         data: the bytes that a job is rendered to, by its name.
@@ -192,12 +196,14 @@ class Scripted:
         script: Mapping[str, Behaviour] | None = None,
         *,
         seconds: Mapping[str, float] | None = None,
+        compiled: Container[str] = (),
         greet: Callable[[str], Message] = lambda device: READY,
         start_s: float = 0.0,
         data: Callable[[str], bytes] = str.encode,
     ) -> None:
         self.script = script or {}
         self.seconds = seconds or {}
+        self.compiled = compiled
         self.greet = greet
         self.start_s = start_s
         self.data = data

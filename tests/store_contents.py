@@ -60,15 +60,16 @@ def add_picture(
     latent: Latent,
     *,
     size_bytes: int = 1000,
+    recipe: Recipe = RECIPE,
     chunks: tuple[bytes, ...] = (),
     metadata: bytes | None = None,
 ) -> int:
-    """Add a picture as an import does; the VAE and recipe are added with it."""
+    """Add a picture as an import does; the VAE of RECIPE and *recipe* are added with it."""
     transaction.put_vae("tiny", VAE)
     _, height, width = latent.shape
     content = LatentContent(
         payload=transaction.add_payload(latent.digest(), payload_codec.encode(latent)),
-        recipe=transaction.put_recipe(RECIPE),
+        recipe=transaction.put_recipe(recipe),
         framing=Framing.png(),
         chunks=tuple(transaction.add_blob(chunk) for chunk in chunks),
         rendition_sha256=bytes(32),

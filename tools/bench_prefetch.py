@@ -25,7 +25,10 @@ START_TIMEOUT_S = 120.0
 
 def wait_until_ready(store: Path) -> None:
     end_s = time.monotonic() + START_TIMEOUT_S
-    while not (ask_daemon(store, "status") or {}).get("renderer_ready"):
+    while True:
+        status = ask_daemon(store, "status") or {}
+        if status.get("renderer_ready") and not status["renders_warming_up"]:
+            return
         if time.monotonic() > end_s:
             sys.exit("no renderer became ready")
         time.sleep(0.1)

@@ -66,13 +66,13 @@ class PrivateMount:
         return renders[-count:] if count else []
 
     def wait_until_ready(self) -> None:
-        """Wait until it is mounted and its renderer takes requests.
+        """Wait until it is mounted and its renderer is warm.
 
         Raises:
             MountError: the daemon ended, with the reason it gave, or took too long.
         """
         deadline_s = time.monotonic() + _READY_TIMEOUT_S
-        while not (ask_daemon(self._store_path, "status") or {}).get("renderer_ready"):
+        while not _is_warm(ask_daemon(self._store_path, "status") or {}):
             if self._process.poll() is not None:
                 raise MountError(self.last_words() or "the daemon ended as it was mounting")
             if time.monotonic() > deadline_s:
@@ -107,6 +107,10 @@ class PrivateMount:
             reason = "it does not answer" if answer is None else answer["error"]
             raise MountError(f"the daemon can't tell its {command}: {reason} {self.last_words()}")
         return answer
+
+
+def _is_warm(status: dict[str, Any]) -> bool:
+    return bool(status.get("renderer_ready")) and not status["renders_warming_up"]
 
 
 @contextlib.contextmanager

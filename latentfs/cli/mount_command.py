@@ -20,8 +20,10 @@ log = logging.getLogger(__name__)
 
 # Handed to the kernel as they are.
 _FUSE_FLAGS = {"allow_other", "default_permissions", "nodev", "nosuid", "noexec", "noatime"}
+# What takes one of those that are chosen by default away.
+_UNSET_FLAGS = {"noallow_other": "allow_other", "dev": "nodev", "suid": "nosuid"}
 # Defaults of mount(8) that change nothing here.
-_IGNORED_FLAGS = {"ro", "defaults", "relatime", "async"}
+_IGNORED_FLAGS = {"rw", "ro", "exec", "defaults", "relatime", "async"}
 _FUSE_CONFIGURATION = Path("/etc/fuse.conf")
 
 
@@ -35,7 +37,7 @@ _FUSE_CONFIGURATION = Path("/etc/fuse.conf")
     "mount_options",
     multiple=True,
     metavar="OPT,...",
-    help="Mount options: ro, allow_other, noallow_other, nodev, nosuid, noexec, noatime.",
+    help="Mount options: ro, allow_other, noallow_other, dev, suid, noexec, noatime.",
 )
 @click.option(
     "--cache",
@@ -76,10 +78,11 @@ def command(
     prefetch_files: int,
     verbose: bool,
 ) -> None:
-    """Mount STORE on the folder MOUNTPOINT, read-only, and stay in the foreground.
+    """Mount STORE on the folder MOUNTPOINT, and stay in the foreground.
 
-    Ctrl-C or "latentfs umount MOUNTPOINT" ends it.  Other users may read the pictures where that
-    is permitted: when run by root, or with user_allow_other in /etc/fuse.conf.
+    Ctrl-C or "latentfs umount MOUNTPOINT" ends it.  Other users may use the files, as far as their
+    modes permit, where that is possible: when run by root, or with user_allow_other in
+    /etc/fuse.conf.  With -o ro nothing can be changed.
     """
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,
@@ -90,6 +93,7 @@ def command(
         render_timeout_s=render_timeout_s,
         device=device,
         prefetch_files=prefetch_files,
+        read_only="ro" in _chosen(mount_options),
         fuse_options=_fuse_options(mount_options),
     )
     where = resolve_mountpoint(mountpoint)
@@ -100,21 +104,24 @@ def command(
     mount_and_serve(store, where, options, on_ready=ready)
 
 
+def _chosen(mount_options: tuple[str, ...]) -> list[str]:
+    """The options in order; of ro and rw only the last counts."""
+    options = [option for option in ",".join(mount_options).split(",") if option]
+    last = next((option for option in reversed(options) if option in ("ro", "rw")), "rw")
+    return [option for option in options if option not in ("ro", "rw")] + [last]
+
+
 def _fuse_options(mount_options: tuple[str, ...]) -> frozenset[str]:
-    chosen = {"ro", "default_permissions", "nodev", "nosuid"}
+    chosen = {"default_permissions", "nodev", "nosuid"}
     if _may_allow_other():
         chosen.add("allow_other")
-    for option in ",".join(mount_options).split(","):
-        if option == "noallow_other":
-            chosen.discard("allow_other")
+    for option in _chosen(mount_options):
+        if option in _UNSET_FLAGS:
+            chosen.discard(_UNSET_FLAGS[option])
         elif option in _FUSE_FLAGS:
             chosen.add(option)
-        elif option and option not in _IGNORED_FLAGS:
-            raise MountError(
-                f"mount option {option!r} is not known; see latentfs mount --help"
-                if option != "rw"
-                else "mount option 'rw' is not possible: the mount is read-only"
-            )
+        elif option not in _IGNORED_FLAGS:
+            raise MountError(f"mount option {option!r} is not known; see latentfs mount --help")
     return frozenset(chosen)
 
 

@@ -47,6 +47,13 @@ def command() -> None:
     help="Latents decoded together, missing ones filled up.  Default: what is fastest on a GPU, 1 "
     "on a CPU.",
 )
+@click.option(
+    "--compile",
+    "compiled",
+    is_flag=True,
+    help="Decode through torch.compile: faster on GPUs, other pixels slightly.  The first picture "
+    "of each size takes up to minutes.  Needs a C++ compiler.",
+)
 @device_option
 @click.option(
     "--latent-format",
@@ -60,6 +67,7 @@ def add(
     dtype: Dtype | None,
     layout: Layout | None,
     batch: int | None,
+    compiled: bool,
     device: str,
     latent_format: Literal["sd15", "sdxl", "sd3", "flux1"] | None,
 ) -> None:
@@ -79,16 +87,18 @@ def add(
             dtype=dtype,
             layout=layout,
             batch=batch,
+            compiled=compiled,
             device=device,
             latent_format=latent_format,
         )
     record = added.record
     quality = "exact" if math.isinf(added.dtype_psnr_db) else f"{added.dtype_psnr_db:.1f} dB"
     batched = f", batches of {record.batch}" if record.batch > 1 else ""
+    compiled_too = ", compiled" if record.compiled else ""
     click.echo(
         f"added {name}: {record.class_name}, {record.latent_channels} channels, "
-        f"1/{record.spatial_factor} of each side, {record.dtype} {record.layout}{batched} on "
-        f"{record.device} ({quality} against float32)"
+        f"1/{record.spatial_factor} of each side, {record.dtype} {record.layout}{batched}"
+        f"{compiled_too} on {record.device} ({quality} against float32)"
     )
     if record.takes_scaled and record.latent_format is None and vae != "builtin":
         click.echo(

@@ -10,15 +10,17 @@ import pyfuse3
 from latentfs.latents.recipe import Recipe
 from latentfs.store.records import Inode, LatentContent, Totals
 from latentfs.store.snapshot import Snapshot
+from latentfs.store.tables import CHUNK_BYTES
 
 __all__ = ["XATTR_PREFIX", "entry", "filesystem", "xattr", "xattr_names"]
 
 XATTR_PREFIX = b"user.latentfs."
 
-# An inode number stands for one content for ever, and changes made by other processes are
-# announced to the kernel, so attributes may be kept for long.
+# Changes go through the kernel, and those made by other processes are announced to it, so
+# attributes may be kept for long.
 _TIMEOUT_S = 3600
 _BLOCK_BYTES = 512
+_INODE_BYTES = 256
 _IO_BYTES = 128 * 1024
 
 
@@ -30,15 +32,26 @@ def entry(ino: int, inode: Inode) -> pyfuse3.EntryAttributes:
     attributes.st_uid = inode.uid
     attributes.st_gid = inode.gid
     attributes.st_size = inode.size_bytes
+    attributes.st_rdev = inode.rdev
     attributes.st_blksize = _IO_BYTES
-    # As if stored plainly: fewer blocks would make tar and cp take the file for a sparse one.
-    attributes.st_blocks = -(-inode.size_bytes // _BLOCK_BYTES)
-    attributes.st_atime_ns = inode.mtime_ns
+    attributes.st_blocks = _blocks(inode)
+    attributes.st_atime_ns = inode.mtime_ns if inode.atime_ns is None else inode.atime_ns
     attributes.st_mtime_ns = inode.mtime_ns
     attributes.st_ctime_ns = inode.ctime_ns
     attributes.entry_timeout = _TIMEOUT_S
     attributes.attr_timeout = _TIMEOUT_S
     return attributes
+
+
+def _blocks(inode: Inode) -> int:
+    """As if stored plainly: fewer blocks would make tar and cp take a file for a sparse one.
+
+    Holes take none.
+    """
+    plain = -(-inode.size_bytes // _BLOCK_BYTES)
+    if inode.content is not None or not inode.is_regular:
+        return plain
+    return min(plain, inode.chunks * CHUNK_BYTES // _BLOCK_BYTES)
 
 
 def filesystem(disk: os.statvfs_result, totals: Totals) -> pyfuse3.StatvfsData:
@@ -49,8 +62,9 @@ def filesystem(disk: os.statvfs_result, totals: Totals) -> pyfuse3.StatvfsData:
     data.f_blocks = disk.f_blocks
     data.f_bfree = disk.f_bfree
     data.f_bavail = disk.f_bavail
-    data.f_files = totals.files + totals.directories
-    data.f_ffree = data.f_favail = 0
+    # There is no limit but the space.
+    data.f_ffree = data.f_favail = disk.f_bavail * disk.f_frsize // _INODE_BYTES
+    data.f_files = totals.files + totals.directories + data.f_ffree
     data.f_namemax = 255
     return data
 

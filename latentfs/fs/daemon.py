@@ -28,8 +28,10 @@ from latentfs.fs.operations import LatentOperations
 from latentfs.fs.prefetch import SequenceDetector
 from latentfs.fs.renditions import Renditions, open_renditions
 from latentfs.fs.tuning import MAX_BACKGROUND, tune
+from latentfs.fs.warm_up import warm_up_jobs
 from latentfs.render.scheduler import Scheduler, open_scheduler
 from latentfs.store.daemon_lock import DaemonLock
+from latentfs.store.live_store import LiveStore, open_live_store
 from latentfs.store.store import Store
 
 __all__ = ["MountOptions", "mount_and_serve"]
@@ -54,6 +56,7 @@ class MountOptions:
         render_timeout_s: after which a read ends with EIO.
         device: what renders: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``.
         prefetch_files: rendered ahead of a reader that goes through a directory; 0 for none.
+        read_only: whether nothing may be changed through the mount.
         fuse_options: passed on to the kernel, such as ``allow_other``.
     """
 
@@ -61,6 +64,7 @@ class MountOptions:
     render_timeout_s: float
     device: str
     prefetch_files: int
+    read_only: bool
     fuse_options: frozenset[str]
 
 
@@ -79,7 +83,7 @@ def mount_and_serve(
         StoreError: the store can't be opened, or another daemon has it.
         MountError: it can't be mounted there.
     """
-    with Store.open(store_path) as store:
+    with Store.open(store_path, writable=not options.read_only) as store:
         lock = DaemonLock(store_path)
         lock.acquire(mountpoint=mountpoint)
         try:
@@ -107,17 +111,19 @@ class _Daemon:
         options = self._options
         cache = PixelCache(budget_bytes=options.cache_bytes)
         async with (
+            open_live_store(self._store, writable=not options.read_only) as store,
             open_scheduler(
                 render_timeout_s=options.render_timeout_s,
                 device=options.device,
                 background_groups_max=_BACKGROUND_GROUPS_MAX,
+                warm_up_jobs=lambda: warm_up_jobs(self._store),
             ) as scheduler,
             open_renditions(
-                self._store, scheduler, cache, render_timeout_s=options.render_timeout_s
+                store, scheduler, cache, render_timeout_s=options.render_timeout_s
             ) as renditions,
         ):
             operations = LatentOperations(
-                self._store,
+                store,
                 renditions,
                 SequenceDetector(files_max=options.prefetch_files),
                 ahead_bytes=options.cache_bytes // _AHEAD_CACHE_PARTS,
@@ -125,7 +131,7 @@ class _Daemon:
             self._mount(operations)
 
             def status() -> dict[str, Any]:
-                return self._status(operations, renditions, scheduler, cache)
+                return self._status(store, operations, renditions, scheduler, cache)
 
             try:
                 commands = {"status": status, "renders": lambda: _renders(renditions)}
@@ -138,6 +144,8 @@ class _Daemon:
         source = str(self._store.path).replace("\\", "\\\\").replace(",", "\\,")
         subtype = FILESYSTEM_TYPE.removeprefix("fuse.")
         fuse_options = {f"fsname={source}", f"subtype={subtype}", *self._options.fuse_options}
+        if self._options.read_only:
+            fuse_options.add("ro")
         try:
             pyfuse3.init(operations, str(self._mountpoint), fuse_options)
         except RuntimeError as error:
@@ -173,6 +181,7 @@ class _Daemon:
 
     def _status(
         self,
+        store: LiveStore,
         operations: LatentOperations,
         renditions: Renditions,
         scheduler: Scheduler,
@@ -193,6 +202,8 @@ class _Daemon:
             "renders_widened_total": rendered.renders_widened_total,
             "renders_given_up_total": flights.given_up_total,
             "renders_prefetched_total": flights.prefetched_total,
+            "renders_warm_up_total": rendered.warm_ups_total,
+            "renders_warming_up": rendered.warming_up,
             "renders_out_of_memory_total": rendered.out_of_memory_total,
             "contents_quarantined": rendered.quarantined,
             "renderer_ready": bool(rendered.devices),
@@ -201,7 +212,9 @@ class _Daemon:
             "render_timeouts_total": flights.timeouts_total,
             "render_waits_shared_total": flights.shared_total,
             "hash_mismatches_total": flights.hash_mismatches_total,
-            **dataclasses.asdict(counted),
+            **dataclasses.asdict(counted.files),
+            "errors_total": counted.errors_total,
+            **dataclasses.asdict(store.live_statistics()),
             "cache": dataclasses.asdict(cache.statistics()),
         }
 

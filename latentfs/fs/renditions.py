@@ -26,8 +26,8 @@ from latentfs.errors import (
 from latentfs.render.job_queue import NOBODY, Order, Priority, Reader
 from latentfs.render.jobs import check_rendition, content_key, job_for_inode
 from latentfs.render.scheduler import Scheduler
+from latentfs.store.live_store import LiveStore
 from latentfs.store.records import Inode
-from latentfs.store.store import Store
 
 __all__ = ["Flown", "RenditionStatistics", "Renditions", "open_renditions"]
 
@@ -125,7 +125,7 @@ class Renditions:
 
     def __init__(
         self,
-        store: Store,
+        store: LiveStore,
         scheduler: Scheduler,
         cache: PixelCache,
         *,
@@ -288,7 +288,7 @@ class Renditions:
 
 @asynccontextmanager
 async def open_renditions(
-    store: Store, scheduler: Scheduler, cache: PixelCache, *, render_timeout_s: float
+    store: LiveStore, scheduler: Scheduler, cache: PixelCache, *, render_timeout_s: float
 ) -> AsyncIterator[Renditions]:
     """A :class:`Renditions` whose renders are cancelled, and readers answered, at the end.
 

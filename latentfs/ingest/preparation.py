@@ -166,6 +166,7 @@ class Preparation:
             cpu_threads=vae.cpu_threads,
             layout=vae.layout,
             device=vae.device,
+            compiled=vae.compiled,
         )
 
     def _metadata(self, file: LatentFile) -> tuple[list[bytes], bytes | None]:

@@ -43,19 +43,21 @@ def add_vae(
     dtype: Dtype | None = None,
     layout: Layout | None = None,
     batch: int | None = None,
+    compiled: bool = False,
     device: str = "cpu",
     latent_format: str | None = None,
 ) -> AddedVae:
     """Add the VAE at *origin* (a diffusers folder, a hub id, or ``builtin``) under *name*.
 
-    What is None of dtype, layout and batch is chosen by what is fastest on *device*.
+    What is None of dtype, layout and batch is chosen by what is fastest on *device*.  With
+    *compiled* it is decoded through torch.compile.
 
     Adding the same VAE under the same name again replaces what is recorded of it, all but its
     thread count, and a damaged copy of its files.
 
     Raises:
         InvalidArgumentError: *name*, *latent_format* or *device* can't be used.
-        VaeError: *origin* is no VAE, or another VAE has that name.
+        VaeError: *origin* is no VAE, it can't be compiled here, or another VAE has that name.
         StoreFullError: the disk is full; the store is as it was.
     """
     if not _NAME_PATTERN.fullmatch(name):
@@ -74,7 +76,7 @@ def add_vae(
         class_name=source.class_name,
         origin=origin,
         device=device,
-        wishes=Wishes(dtype=dtype, layout=layout, batch=batch),
+        wishes=Wishes(dtype=dtype, layout=layout, batch=batch, compiled=compiled),
     )
     _check_latent_format(latent_format, found.latent_channels)
     vae_id, files = copy_into_store(source, store.path)
@@ -94,6 +96,7 @@ def add_vae(
         layout=found.manner.layout,
         device=found.device,
         batch=found.manner.batch,
+        compiled=found.manner.compiled,
     )
     try:
         _record(store, name, record)

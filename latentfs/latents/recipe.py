@@ -41,11 +41,12 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
         cpu_threads: threads of one decode; the bits of some VAEs depend on it.
         procedure: version of the decoding code.
         layout: memory layout of weights and activations; it decides which kernels run.
-        device: class of device that the recipe was made for.  On another one *batch* and *layout*
-            are chosen anew, as its kernels give other bits anyway.
+        device: class of device that the recipe was made for.  On another one *batch*, *layout* and
+            *compiled* are chosen anew, as its kernels give other bits anyway.
         widened_from: dtype in which this latent decoded to NaN or infinity, so that *dtype* is
             float32; None for all others.
         tiled: decoded in overlapping tiles, because the whole did not fit into memory at import.
+        compiled: decoded by kernels that torch.compile makes for each shape; tiles never are.
     """
 
     vae: str
@@ -61,6 +62,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     device: DeviceClass = "cpu"
     widened_from: Dtype | None = None
     tiled: bool = False
+    compiled: bool = False
 
     @property
     def id(self) -> bytes:
@@ -88,13 +90,14 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
             layout="contiguous",
             device="cpu",
             tiled=False,
+            compiled=False,
         )
 
     def adapted_to(self, device: DeviceClass) -> Recipe:
         """The recipe as it is carried out on a class of device that it may not be made for.
 
         The kernels of another device give other bits in any case, so what only costs time there is
-        left out: float16, which CPUs have no fast convolutions for, and batches.
+        left out: float16, which CPUs have no fast convolutions for, batches, and compiling.
         """
         if device == self.device:
             return self
@@ -105,6 +108,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
             batch=1,
             layout="channels_last",
             device=device,
+            compiled=False,
         )
 
 
@@ -113,4 +117,5 @@ _LATER_FIELDS: dict[str, Any] = {
     "device": "cpu",
     "widened_from": None,
     "tiled": False,
+    "compiled": False,
 }

@@ -82,6 +82,11 @@ class Decoder:
         self._device_class: DeviceClass = "cuda" if device.type == "cuda" else "cpu"
         self._models = VaeModels(device)
 
+    @property
+    def compiling(self) -> bool:
+        """Whether a VAE is being compiled.  May be asked from any thread."""
+        return self._models.compiling
+
     def decode(self, group: Sequence[Task]) -> list[Picture | LatentfsError]:
         """Return for each task its picture, or why there is none.
 

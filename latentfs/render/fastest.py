@@ -1,6 +1,7 @@
 """Torch side: in which dtype, layout and batch a VAE is best run on a device.
 
-Decided once, when it is added: all three change bits, so they belong to the recipe.
+Decided once, when it is added: all three change bits, so they belong to the recipe.  Whether it is
+compiled does too, and is the user's to decide.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from latentfs.errors import LatentfsError, VaeError
 from latentfs.latents.latent import Dtype
 from latentfs.latents.recipe import Layout
+from latentfs.render.compiled import CompiledVae
 from latentfs.render.vae_models import load, memory_format, torch_dtype
 
 __all__ = ["Manner", "Wishes", "fastest_manner"]
@@ -37,20 +39,29 @@ _BATCH_CELLS = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wishes:
-    """What the user has chosen; None is left to :func:`fastest_manner`."""
+    """What the user has chosen; None is left to :func:`fastest_manner`.
+
+    Compiling is never chosen by it: it needs a C++ compiler, and patience.
+    """
 
     dtype: Dtype | None
     layout: Layout | None
     batch: int | None
+    compiled: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Manner:
-    """How a VAE is run; ``psnr_db`` is against float32, contiguous, on a test picture."""
+    """How a VAE is run.
+
+    Attributes:
+        psnr_db: against float32, contiguous, not compiled, on a test picture.
+    """
 
     dtype: Dtype
     layout: Layout
     batch: int
+    compiled: bool
     psnr_db: float
 
 
@@ -80,6 +91,8 @@ def fastest_manner(
 
     def prepared(dtype: Dtype) -> tuple[Any, torch.Tensor]:
         vae = load(folder, class_name=class_name, dtype=dtype, layout=layout, device=device)
+        if wishes.compiled:
+            vae = CompiledVae(vae)
         z = latent.to(torch_dtype(dtype)).contiguous(memory_format=memory_format(layout))
         return vae, z
 
@@ -88,7 +101,7 @@ def fastest_manner(
     if dtype is None:
         dtype = _fastest_dtype(prepared, reference, folder)
     vae, z = prepared(dtype)
-    plain = dtype == "float32" and layout == "contiguous"
+    plain = dtype == "float32" and layout == "contiguous" and not wishes.compiled
     psnr_db = math.inf if plain else _psnr_db(_decoded(vae, z), reference)
     if math.isnan(psnr_db):
         raise VaeError(
@@ -97,7 +110,7 @@ def fastest_manner(
     batch = wishes.batch
     if batch is None:
         batch = 1 if device.type == "cpu" else _fastest_batch(vae, z)
-    return Manner(dtype, layout, batch, psnr_db)
+    return Manner(dtype, layout, batch, wishes.compiled, psnr_db)
 
 
 def _fastest_dtype(

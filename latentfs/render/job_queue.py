@@ -71,13 +71,25 @@ class RenderJob:
 
     def fits_batch_of(self, other: RenderJob) -> bool:
         """Whether both can be decoded together."""
-        a, b = self.recipe, other.recipe
         return (
             self.shape == other.shape
             and self.request.vae_folder == other.request.vae_folder
-            and (a.vae_class, a.dtype, a.layout, a.device, a.batch, a.cpu_threads, a.tiled)
-            == (b.vae_class, b.dtype, b.layout, b.device, b.batch, b.cpu_threads, b.tiled)
+            and _decoding(self.recipe) == _decoding(other.recipe)
         )
+
+
+def _decoding(recipe: Recipe) -> tuple[object, ...]:
+    """What has to be equal in recipes by which latents are decoded together."""
+    return (
+        recipe.vae_class,
+        recipe.dtype,
+        recipe.layout,
+        recipe.device,
+        recipe.batch,
+        recipe.cpu_threads,
+        recipe.tiled,
+        recipe.compiled,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +115,7 @@ class Order:
         tries: renderers that were lost while they had it.
         blamed: how many of those losses are held against its content.
         alone: to be tried with nothing else in the renderer, so that it is known what broke it.
+        is_warm_up: only there to have the renderer load its VAE; its outcome is nobody's.
     """
 
     job: RenderJob
@@ -114,6 +127,7 @@ class Order:
     tries: int = 0
     blamed: int = 0
     alone: bool = False
+    is_warm_up: bool = False
     outcome: Rendition | RenderError | None = None
 
     def finish(self, outcome: Rendition | RenderError) -> None:

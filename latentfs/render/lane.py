@@ -9,7 +9,8 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from math import inf
@@ -19,7 +20,7 @@ import trio
 
 from latentfs.errors import RenderDroppedError, RendererLostError, RenderError, RenderFailedError
 from latentfs.latents.recipe import DeviceClass, Recipe
-from latentfs.render.job_queue import JobQueue, Order, Priority, Rendition
+from latentfs.render.job_queue import NOBODY, JobQueue, Order, Priority, RenderJob, Rendition
 from latentfs.render.protocol import (
     Alive,
     CancelRequest,
@@ -32,11 +33,13 @@ from latentfs.render.protocol import (
 from latentfs.render.quarantine import Quarantine
 from latentfs.render.renderer_process import RendererProcess
 
-__all__ = ["Lane", "LaneCounts", "OpenRenderer"]
+__all__ = ["Lane", "LaneCounts", "OpenRenderer", "WarmUpJobs"]
 
 log = logging.getLogger(__name__)
 
 OpenRenderer = Callable[[str], AbstractAsyncContextManager[RendererProcess]]
+WarmUpJobs = Callable[[], Iterable[RenderJob]]
+"""What a renderer is to do before anybody asks, so that its VAEs are loaded then."""
 
 # One group is decoded while the last one is encoded and the next one waits, decompressed.
 _GROUPS_IN_FLIGHT_MAX = 3
@@ -48,6 +51,8 @@ _BACKOFF_MAX_S = 30.0
 # A renderer says once a second that it works.  One that was stopped is found out long before the
 # deadline of the reads that wait for it.
 _SILENT_MAX_S = 10.0
+# Compiling a large VAE takes minutes.  It is no hang as long as it is no longer than this.
+_COMPILING_MAX_S = 600.0
 
 
 @dataclass(slots=True)
@@ -59,6 +64,7 @@ class LaneCounts:
     renders_widened: int = 0
     out_of_memory: int = 0
     restarts: int = 0
+    warm_ups: int = 0
 
 
 @dataclass(eq=False, slots=True)
@@ -80,7 +86,21 @@ class _Watch:
 
     heard_s: float = inf
     progress_s: float = inf
+    compiling_since_s: float | None = None
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+
+    def heard(self, message: object) -> None:
+        """Note a message: an answer is progress, and so is compiling, for a while."""
+        self.heard_s = trio.current_time()
+        if not isinstance(message, Alive):
+            self.progress_s = self.heard_s
+        if not (isinstance(message, Alive) and message.compiling):
+            self.compiling_since_s = None
+            return
+        if self.compiling_since_s is None:
+            self.compiling_since_s = self.heard_s
+        if self.heard_s - self.compiling_since_s <= _COMPILING_MAX_S:
+            self.progress_s = self.heard_s
 
 
 class Lane:
@@ -88,6 +108,8 @@ class Lane:
 
     Args:
         background_groups_max: groups of orders that no reader waits for, at most, in the renderer.
+        warm_up_jobs: done one at a time by each renderer that has become ready, when it has nothing
+            else to do.
         on_ready: called whenever a renderer has become ready.
         on_unavailable: called when none can be started.
     """
@@ -102,6 +124,7 @@ class Lane:
         render_timeout_s: float,
         background_groups_max: int,
         open_renderer: OpenRenderer,
+        warm_up_jobs: WarmUpJobs,
         on_ready: Callable[[Ready], None],
         on_unavailable: Callable[[], None],
     ) -> None:
@@ -114,6 +137,7 @@ class Lane:
         self._silent_max_s = min(_SILENT_MAX_S, render_timeout_s / 2)
         self._background_groups_max = background_groups_max
         self._open_renderer = open_renderer
+        self._warm_up_jobs = warm_up_jobs
         self._on_ready = on_ready
         self._on_unavailable = on_unavailable
         self._in_flight: dict[int, _Sent] = {}
@@ -122,6 +146,10 @@ class Lane:
         self._failed_starts = 0
         self._renders = 0
         self._watch = _Watch()
+        self._warm_ups: deque[Order] = deque()
+        # A renderer was lost over them: the next one is not to be, unless a reader asks for it.
+        self._never_to_warm_up: set[object] = set()
+        self._recipes_sent: set[Recipe] = set()
 
     @property
     def ready_device(self) -> str | None:
@@ -131,6 +159,11 @@ class Lane:
     @property
     def in_flight(self) -> int:
         return len(self._in_flight)
+
+    @property
+    def warming_up(self) -> int:
+        """How many warm-ups the renderer has or will have."""
+        return len(self._warm_ups) + sum(sent.order.is_warm_up for sent in self._in_flight.values())
 
     async def run(self) -> None:
         """Keep a renderer running until cancelled; restarts back off while they achieve nothing."""
@@ -144,6 +177,7 @@ class Lane:
             except Exception:  # the mount outlives whatever a renderer does
                 log.exception("a renderer failed unexpectedly; starting another")
             self._ready = None
+            self._warm_ups.clear()
             self._counts.restarts += 1
             self._settle_lost()
             if self._failed_starts >= _FAILED_STARTS_MAX and self.unavailable is None:
@@ -173,6 +207,7 @@ class Lane:
         async with self._open_renderer(self.device) as renderer:
             try:
                 await self._await_ready(renderer)
+                self._watch = _Watch()
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._feed, renderer)
                     nursery.start_soon(self._collect, renderer)
@@ -188,6 +223,7 @@ class Lane:
                 self._ready = message
                 self._failed_starts = 0
                 self.unavailable = None
+                self._plan_warm_ups()
                 self._queue.notify()
                 log.info(
                     "renderer %d is ready on %s, torch %s",
@@ -201,6 +237,15 @@ class Lane:
                 self.unavailable = message.reason
                 raise RendererLostError(message.reason)
         raise RendererLostError(f"renderer process {renderer.pid} did not become ready")
+
+    def _plan_warm_ups(self) -> None:
+        self._recipes_sent.clear()
+        self._warm_ups = deque(
+            Order(job, Priority.IMPORT, lambda: True, [NOBODY], time.monotonic(), is_warm_up=True)
+            for job in self._warm_up_jobs()
+            if job.content not in self._never_to_warm_up
+            and not self._quarantine.refused_for_s(job.content)
+        )
 
     # Sending
 
@@ -245,7 +290,16 @@ class Lane:
         }
         room = len(background) < self._background_groups_max
         least = Priority.IMPORT if room else Priority.FOREGROUND
-        return self._queue.take(least_priority=least, batch_of=self._batch_of)
+        group = self._queue.take(least_priority=least, batch_of=self._batch_of)
+        return group if group or self._in_flight else self._next_warm_up()
+
+    def _next_warm_up(self) -> list[Order]:
+        """Take a warm-up; nothing where the renderer has been asked for all of their recipes."""
+        while self._warm_ups:
+            order = self._warm_ups.popleft()
+            if order.job.recipe not in self._recipes_sent:
+                return [order]
+        return []
 
     def _batch_of(self, recipe: Recipe) -> int:
         assert self._ready is not None
@@ -266,6 +320,7 @@ class Lane:
         sent_s = time.monotonic()
         for number, order in zip(numbers, group, strict=True):
             self._in_flight[number] = _Sent(order, numbers[0], sent_s)
+            self._recipes_sent.add(order.job.recipe)
         self._push_deadline()
         for index, (number, order) in enumerate(zip(numbers, group, strict=True)):
             follows = len(group) - index - 1
@@ -281,9 +336,8 @@ class Lane:
                 message, data = await renderer.receive()
             if self._watch.scope.cancelled_caught:
                 raise RendererLostError(self._hang_reason(renderer))
-            self._watch.heard_s = trio.current_time()
+            self._watch.heard(message)
             if not isinstance(message, Alive):
-                self._watch.progress_s = trio.current_time()
                 self._settle(message, data)
                 self._queue.notify()
 
@@ -311,7 +365,10 @@ class Lane:
         if sent is None:
             raise RendererLostError(f"a renderer answered request {message.number}, unasked")
         order = sent.order
-        if isinstance(message, Dropped):
+        if order.is_warm_up:
+            self._counts.warm_ups += isinstance(message, Rendered)
+            log.debug("a warm-up ended with %s", message)
+        elif isinstance(message, Dropped):
             order.finish(RenderDroppedError("nobody waits for it any more"))
         elif isinstance(message, Failed):
             self._counts.out_of_memory += message.out_of_memory
@@ -333,6 +390,10 @@ class Lane:
         lost = [sent.order for sent in self._in_flight.values()]
         self._in_flight.clear()
         for order in lost:
+            if order.is_warm_up:
+                # Nobody asked for it, so it is not refused to whoever does.
+                self._never_to_warm_up.add(order.job.content)
+                continue
             order.tries += 1
             if len(lost) == 1:
                 # That it was in an earlier loss too, among others, now counts against it.

@@ -99,7 +99,13 @@ class CannotStart(msgspec.Struct, frozen=True, tag="cannot-start"):
 
 
 class Alive(msgspec.Struct, frozen=True, tag="alive"):
-    """It is still working.  Sent every ``ALIVE_INTERVAL_S`` while it has requests."""
+    """It is still working.  Sent every ``ALIVE_INTERVAL_S`` while it has requests.
+
+    Attributes:
+        compiling: that it compiles a VAE, which can take longer than a render may.
+    """
+
+    compiling: bool = False
 
 
 class Rendered(msgspec.Struct, frozen=True, kw_only=True, tag="rendered"):

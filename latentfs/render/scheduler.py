@@ -23,7 +23,7 @@ from latentfs.render.job_queue import (
     RenderJob,
     Rendition,
 )
-from latentfs.render.lane import Lane, LaneCounts, OpenRenderer
+from latentfs.render.lane import Lane, LaneCounts, OpenRenderer, WarmUpJobs
 from latentfs.render.protocol import Ready
 from latentfs.render.quarantine import Quarantine
 from latentfs.render.renderer_process import open_renderer
@@ -47,6 +47,8 @@ class SchedulerStatistics:
         in_flight: orders sent to a renderer and not answered.
         quarantined: contents refused for a while because they broke renderers.
         renderer_restarts_total: renderers that were lost and replaced.
+        warm_ups_total: renders that were finished only to have VAEs loaded; not in renders_total.
+        warming_up: warm-ups that renderers have or will have.
         devices: those whose renderers take requests now.
     """
 
@@ -59,6 +61,8 @@ class SchedulerStatistics:
     in_flight: int
     quarantined: int
     renderer_restarts_total: int
+    warm_ups_total: int
+    warming_up: int
     devices: tuple[str, ...]
 
 
@@ -70,6 +74,7 @@ class Scheduler:
             here, and a lane is added for each further GPU.
         background_groups_max: groups of orders that no reader waits for, at most, in a renderer.
             With 1, a read is never delayed by more than one of their renders.
+        warm_up_jobs: for each renderer that has become ready.
     """
 
     def __init__(
@@ -79,10 +84,12 @@ class Scheduler:
         render_timeout_s: float,
         background_groups_max: int,
         open_renderer: OpenRenderer,
+        warm_up_jobs: WarmUpJobs = tuple,
     ) -> None:
         self._render_timeout_s = render_timeout_s
         self._background_groups_max = background_groups_max
         self._open_renderer = open_renderer
+        self._warm_up_jobs = warm_up_jobs
         self._queue = JobQueue()
         self._quarantine = Quarantine()
         self._counts = LaneCounts()
@@ -101,6 +108,8 @@ class Scheduler:
             in_flight=sum(lane.in_flight for lane in self._lanes),
             quarantined=len(self._quarantine),
             renderer_restarts_total=self._counts.restarts,
+            warm_ups_total=self._counts.warm_ups,
+            warming_up=sum(lane.warming_up for lane in self._lanes),
             devices=tuple(lane.ready_device for lane in self._lanes if lane.ready_device),
         )
 
@@ -181,6 +190,7 @@ class Scheduler:
             render_timeout_s=self._render_timeout_s,
             background_groups_max=self._background_groups_max,
             open_renderer=self._open_renderer,
+            warm_up_jobs=self._warm_up_jobs,
             on_ready=self._add_lanes,
             on_unavailable=self._fail_queued_if_hopeless,
         )
@@ -207,7 +217,11 @@ class Scheduler:
 
 @asynccontextmanager
 async def open_scheduler(
-    *, render_timeout_s: float, device: str = "auto", background_groups_max: int = 3
+    *,
+    render_timeout_s: float,
+    device: str = "auto",
+    background_groups_max: int = 3,
+    warm_up_jobs: WarmUpJobs = tuple,
 ) -> AsyncIterator[Scheduler]:
     """A running scheduler; its renderers start at once and are killed when the block is left."""
     scheduler = Scheduler(
@@ -215,6 +229,7 @@ async def open_scheduler(
         render_timeout_s=render_timeout_s,
         background_groups_max=background_groups_max,
         open_renderer=open_renderer,
+        warm_up_jobs=warm_up_jobs,
     )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(scheduler.run)

@@ -6,6 +6,8 @@ Every VAE, the built-in one too, is loaded by :func:`load`, from safetensors onl
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import torch
 from latentfs.errors import VaeError
 from latentfs.latents.latent import Dtype
 from latentfs.latents.recipe import Layout, Recipe
+from latentfs.render.compiled import CompiledVae
 from latentfs.store.records import VaeFile
 from latentfs.store.vae_files import verify
 
@@ -89,11 +92,16 @@ def _one_line(error: Exception) -> str:
 
 
 class VaeModels:
-    """The VAEs a renderer has loaded on its device, at most a few; the oldest in use goes first."""
+    """The VAEs a renderer has loaded on its device, at most a few; the oldest in use goes first.
+
+    Attributes:
+        compiling: whether one of them is being compiled, at its first decode of a shape.
+    """
 
     def __init__(self, device: torch.device) -> None:
+        self.compiling = False
         self._device = device
-        self._models: OrderedDict[tuple[str, str, str, str], Any] = OrderedDict()
+        self._models: OrderedDict[tuple[object, ...], Any] = OrderedDict()
 
     def get(self, folder: str, files: tuple[VaeFile, ...], recipe: Recipe) -> Any:
         """Return the model that *recipe* decodes with, loading it after its files were verified.
@@ -102,17 +110,29 @@ class VaeModels:
             VaeCorruptError: a file is missing or was changed since the VAE was added.
             VaeError: it can't be loaded.
         """
-        key = (folder, recipe.vae_class, recipe.dtype, recipe.layout)
+        compiled = recipe.compiled and not recipe.tiled
+        key = (folder, recipe.vae_class, recipe.dtype, recipe.layout, compiled)
         if key not in self._models:
             verify(Path(folder), files)
-            self._models[key] = load(
+            model = load(
                 Path(folder),
                 class_name=recipe.vae_class,
                 dtype=recipe.dtype,
                 layout=recipe.layout,
                 device=self._device,
             )
+            if compiled:
+                model = CompiledVae(model, while_compiling=self._while_compiling)
+            self._models[key] = model
             if len(self._models) > _MODELS_MAX:
                 self._models.popitem(last=False)
         self._models.move_to_end(key)
         return self._models[key]
+
+    @contextmanager
+    def _while_compiling(self) -> Iterator[None]:
+        self.compiling = True
+        try:
+            yield
+        finally:
+            self.compiling = False

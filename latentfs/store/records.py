@@ -69,10 +69,18 @@ class LatentContent(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Inode(msgspec.Struct, frozen=True, array_like=True):
-    """A file or directory.  A number is never used again for another content.
+    """A file, a directory or a special file.  A number is never used again for another.
 
-    ``size_bytes`` is exact before anything is rendered.  Times are nanoseconds since the epoch.
-    ``parent_ino`` is that of the directory that a directory is in, the root's its own; 0 for files.
+    Attributes:
+        mode, uid, gid, nlink: as in ``stat``.
+        size_bytes: exact before anything is rendered; of a symbolic link its target's length.
+        mtime_ns, ctime_ns: nanoseconds since the epoch.
+        content: of a picture that is kept as a latent; other files are kept in chunks.
+        parent_ino: the directory that a directory is in, the root its own; 0 for all others.
+        atime_ns: None where it is that of the last change.  Reading doesn't change it.
+        rdev: device number of a device file.
+        target: of a symbolic link.
+        chunks: how many a file has that is kept in chunks; the rest of it is holes.
     """
 
     mode: int
@@ -84,10 +92,18 @@ class Inode(msgspec.Struct, frozen=True, array_like=True):
     ctime_ns: int
     content: LatentContent | None = None
     parent_ino: int = 0
+    atime_ns: int | None = None
+    rdev: int = 0
+    target: bytes = b""
+    chunks: int = 0
 
     @property
     def is_directory(self) -> bool:
         return stat.S_ISDIR(self.mode)
+
+    @property
+    def is_regular(self) -> bool:
+        return stat.S_ISREG(self.mode)
 
 
 class VaeFile(msgspec.Struct, frozen=True, array_like=True):
@@ -115,6 +131,7 @@ class VaeRecord(msgspec.Struct, frozen=True, array_like=True):
         layout: memory layout of the decoder, chosen when it was added; part of the recipe.
         device: class of device that dtype, layout and batch were chosen for.
         batch: latents decoded together.
+        compiled: whether torch.compile makes its kernels.
     """
 
     id: str
@@ -132,6 +149,7 @@ class VaeRecord(msgspec.Struct, frozen=True, array_like=True):
     layout: Layout = "contiguous"
     device: DeviceClass = "cpu"
     batch: int = 1
+    compiled: bool = False
 
 
 class Totals(msgspec.Struct, frozen=True, array_like=True):

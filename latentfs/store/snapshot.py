@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from typing import TypeVar, cast
+from typing import TypeVar
 
-import lmdb
 import msgspec
 import zstandard
 
@@ -14,8 +13,9 @@ from latentfs.errors import PathError, StoreCorruptError, VaeNotFoundError
 from latentfs.latents import payload as codec
 from latentfs.latents.payload import PayloadHeader
 from latentfs.latents.recipe import Recipe
-from latentfs.store import tables
+from latentfs.store import chunks, tables
 from latentfs.store.records import Change, Inode, Totals, VaeRecord
+from latentfs.store.rows import Rows, Value
 
 __all__ = ["Snapshot", "blob_id", "check_name", "split_path"]
 
@@ -80,17 +80,13 @@ class Snapshot:
     Made by :meth:`latentfs.store.store.Store.read`; not to be shared between threads.
     """
 
-    def __init__(self, txn: lmdb.Transaction, dbs: dict[str, lmdb._Database]) -> None:
-        self._txn = txn
-        self._dbs = dbs
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
 
-    def _get(self, table: str, key: bytes) -> memoryview | None:
-        # Typed as either by lmdb; a transaction with buffers=True gives memoryviews.
-        return cast("memoryview | None", self._txn.get(key, db=self._dbs[table]))
+    def _get(self, table: str, key: bytes) -> Value | None:
+        return self._rows.get(table, key)
 
-    def _decode(
-        self, decoder: msgspec.msgpack.Decoder[T], value: bytes | memoryview, what: str
-    ) -> T:
+    def _decode(self, decoder: msgspec.msgpack.Decoder[T], value: Value, what: str) -> T:
         try:
             return decoder.decode(value)
         except msgspec.MsgspecError as error:
@@ -103,9 +99,22 @@ class Snapshot:
         return None if value is None else self._decode(Decoders.inode, value, f"inode {ino}")
 
     def inodes(self) -> Iterator[tuple[int, Inode]]:
-        for key, value in self._txn.cursor(db=self._dbs["inodes"]):
+        for key, value in self._rows.items("inodes"):
             ino = int.from_bytes(key, "big")
             yield ino, self._decode(Decoders.inode, value, f"inode {ino}")
+
+    def newest_inodes(self) -> Iterator[tuple[int, Inode]]:
+        """Yield number and inode of all, those that were added last first."""
+        for key, value in self._rows.items_backwards("inodes"):
+            ino = int.from_bytes(key, "big")
+            yield ino, self._decode(Decoders.inode, value, f"inode {ino}")
+
+    def orphans(self) -> Iterator[int]:
+        """Yield the inodes without a link."""
+        for key, _ in self._rows.items("catalog", tables.orphan_key(0)):
+            if bytes(key[:7]) != b"orphan:":
+                return
+            yield int.from_bytes(key[7:], "big")
 
     def lookup(self, parent_ino: int, name: bytes) -> int | None:
         """Return the inode number that *name* in the directory *parent_ino* leads to."""
@@ -117,10 +126,7 @@ class Snapshot:
     def entries(self, parent_ino: int, *, after: bytes = b"") -> Iterator[tuple[bytes, int]]:
         """Yield (name, ino) of a directory in byte order of the names, from behind *after*."""
         prefix = tables.ino_key(parent_ino)
-        cursor = self._txn.cursor(db=self._dbs["dentries"])
-        if not cursor.set_range(tables.dentry_key(parent_ino, after)):
-            return
-        for key, value in cursor:
+        for key, value in self._rows.items("dentries", tables.dentry_key(parent_ino, after)):
             if key[:8] != prefix:
                 return
             name = bytes(key[8:])
@@ -138,14 +144,31 @@ class Snapshot:
         inode = self.inode(ino)
         return None if inode is None else (ino, inode)
 
+    # Files that are kept byte for byte, and extended attributes
+
+    def bytes_of(self, ino: int, *, offset: int, end: int) -> bytes:
+        """Return a part of a file that is kept in chunks; *end* is not behind its size."""
+        return chunks.read_chunks(self._rows, ino, offset=offset, end=end)
+
+    def chunk_indices(self, ino: int) -> Iterator[int]:
+        return chunks.chunk_indices(self._rows, ino)
+
+    def xattr(self, ino: int, name: bytes) -> bytes | None:
+        value = self._get("xattrs", tables.xattr_key(ino, name))
+        return None if value is None else bytes(value)
+
+    def xattr_names(self, ino: int) -> Iterator[bytes]:
+        prefix = tables.ino_key(ino)
+        for key, _ in self._rows.items("xattrs", prefix):
+            if key[:8] != prefix:
+                return
+            yield bytes(key[8:])
+
     # Payloads and metadata
 
-    def _payload_rows(self, payload: int) -> Iterator[bytes | memoryview]:
+    def _payload_rows(self, payload: int) -> Iterator[Value]:
         prefix = tables.ino_key(payload)
-        cursor = self._txn.cursor(db=self._dbs["payloads"])
-        if not cursor.set_range(tables.payload_key(payload, 0)):
-            return
-        for key, value in cursor:
+        for key, value in self._rows.items("payloads", tables.payload_key(payload, 0)):
             if key[:8] != prefix:
                 return
             yield value
@@ -166,17 +189,17 @@ class Snapshot:
             CorruptPayloadError: its header can't be true.
         """
         row = self._get("payloads", tables.payload_key(payload, 0))
-        return None if row is None else codec.header(row)
+        return None if row is None else codec.header(bytes(row))
 
     def payload_ids(self) -> Iterator[int]:
-        for key in self._txn.cursor(db=self._dbs["payloads"]).iternext(values=False):
+        for key in self._rows.keys("payloads"):
             payload, row = tables.parse_payload_key(key)
             if row == 0:
                 yield payload
 
     def payload_index(self) -> Iterator[tuple[bytes, int, int]]:
         """Yield (digest, payload id, references) of all payloads."""
-        for key, value in self._txn.cursor(db=self._dbs["payload_index"]):
+        for key, value in self._rows.items("payload_index"):
             references = int.from_bytes(value[8:], "big")
             yield bytes(key), int.from_bytes(value[:8], "big"), references
 
@@ -203,7 +226,7 @@ class Snapshot:
 
     def blobs(self) -> Iterator[tuple[bytes, int]]:
         """Yield (id, references) of all metadata blobs."""
-        for key, value in self._txn.cursor(db=self._dbs["metadata"]):
+        for key, value in self._rows.items("metadata"):
             if key[16:] == b"\x01":
                 yield bytes(key[:16]), int.from_bytes(value, "big")
 
@@ -222,9 +245,7 @@ class Snapshot:
 
     def vaes(self) -> Iterator[tuple[str, VaeRecord]]:
         """Yield (name, record) of every VAE in the store, by name."""
-        cursor = self._txn.cursor(db=self._dbs["catalog"])
-        cursor.set_range(b"vae:")
-        for key, value in cursor:
+        for key, value in self._rows.items("catalog", b"vae:"):
             if key[:4] != b"vae:":
                 return
             name = bytes(key[4:]).decode("utf-8", "backslashreplace")
@@ -263,9 +284,7 @@ class Snapshot:
     def changes_since(self, number: int) -> list[Change]:
         """Return the changes numbered *number* and up, as far as they are still kept."""
         changes = []
-        cursor = self._txn.cursor(db=self._dbs["catalog"])
-        cursor.set_range(tables.change_key(number))
-        for key, value in cursor:
+        for key, value in self._rows.items("catalog", tables.change_key(number)):
             if bytes(key[:7]) != b"change:":
                 break
             changes.append(self._decode(Decoders.change, value, "a change"))

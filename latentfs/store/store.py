@@ -8,6 +8,7 @@
         vae/<id>/       verified copies of the VAEs (:mod:`latentfs.store.vae_files`)
         daemon.lock     held by the daemon that has the store mounted
         control.sock    that daemon's control socket
+        writer.lock     held by the process that is changing the store
 
 LMDB lets many processes read while one writes, so the command line works beside a live mount.
 """
@@ -37,10 +38,12 @@ from latentfs.errors import (
     StoreNotFoundError,
     StoreVersionError,
 )
-from latentfs.store import tables
+from latentfs.store import chunks, tables
 from latentfs.store.records import Totals
+from latentfs.store.rows import Layer, StoredRows
 from latentfs.store.snapshot import Snapshot
 from latentfs.store.transaction import Transaction
+from latentfs.store.writer_lock import WriterLock
 
 __all__ = ["FORMAT_VERSION", "Store", "StoreStatistics"]
 
@@ -179,9 +182,15 @@ class Store:
         Raises:
             StoreCorruptError: LMDB finds that its pages can't be true.
         """
+        with self.stored_rows() as rows:
+            yield Snapshot(rows)
+
+    @contextlib.contextmanager
+    def stored_rows(self) -> Iterator[StoredRows]:
+        """The rows on disk, as they are now; see :meth:`read`."""
         try:
             with self._env.begin(buffers=True) as txn:
-                yield Snapshot(txn, self._dbs)
+                yield StoredRows(txn, self._dbs)
         except lmdb.Error as error:
             raise StoreCorruptError(
                 f"the store {self.path} can't be read ({error}); run latentfs fsck"
@@ -191,17 +200,53 @@ class Store:
     def write(self) -> Iterator[Transaction]:
         """One atomic change, on disk when the block has ended without an exception.
 
-        Waits for other writers, in this and other processes.
+        Waits for other writers, in this and other processes: beside a mount at most about a second.
 
         Raises:
             StoreFullError: the disk is full; the store is as it was.
             StoreError: writing failed otherwise; the store is as it was.
         """
+        with self._turn_to_write(), self._written_rows() as rows:
+            transaction = Transaction(rows)
+            yield transaction
+            transaction.finish()
+
+    @contextlib.contextmanager
+    def _turn_to_write(self) -> Iterator[None]:
+        lock = WriterLock(self.path)
+        try:
+            lock.acquire()
+        except OSError as error:
+            raise StoreError(
+                f"the store {self.path} can't be written: {error.strerror}; run as its owner"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def apply(self, layer: Layer) -> None:
+        """Write the changes of a *layer*, for whose sake the caller holds the writer lock.
+
+        Compresses the chunks of files, so it may take seconds.
+
+        Raises:
+            StoreFullError, StoreError: as :meth:`write`.
+        """
+        with self._written_rows() as rows:
+            for table, key, value in layer.changes():
+                if value is None:
+                    rows.delete(table, key)
+                elif table == "chunks":
+                    rows.put(table, key, chunks.compressed(value))
+                else:
+                    rows.put(table, key, value)
+
+    @contextlib.contextmanager
+    def _written_rows(self) -> Iterator[StoredRows]:
         try:
             with self._env.begin(write=True, buffers=True) as txn:
-                transaction = Transaction(txn, self._dbs)
-                yield transaction
-                transaction.finish()
+                yield StoredRows(txn, self._dbs)
         except lmdb.Error as error:
             if is_full_disk(error, self.path):
                 raise StoreFullError(
@@ -220,6 +265,11 @@ class Store:
         with self.read() as snapshot:
             totals = snapshot.totals()
         return StoreStatistics(totals=totals, store_bytes=self._pages_in_use() * tables.PAGE_BYTES)
+
+    def free_bytes(self) -> int:
+        """Return the bytes of pages that were freed and will be used again."""
+        used = int(self._env.info()["last_pgno"]) + 1
+        return max(0, used - self._pages_in_use()) * tables.PAGE_BYTES
 
     def _pages_in_use(self) -> int:
         with self._env.begin() as txn:

@@ -13,18 +13,25 @@ catalog         ``schema``                           schema version, msgpack int
                 ``vae:`` + name                      VaeRecord
                 ``recipe:`` + recipe id (16 bytes)   Recipe, JSON
                 ``change:`` + number (8)             Change, of the last CHANGES_KEPT transactions
+                ``orphan:`` + ino (8)                empty; a file without links that was open
 inodes          ino (8)                              Inode
 dentries        parent ino (8) + name (1-255)        ino (8)
 payloads        payload id (8) + row (2)             a piece of the payload, see below
 payload_index   digest of the latent (32)            payload id (8) + references (8)
 metadata        blob id (16) + 0                     blob, zstd
                 blob id (16) + 1                     references (8)
+chunks          ino (8) + index (4)                  CHUNK_BYTES of a file, see below
+xattrs          ino (8) + name (1-255)               value of an extended attribute
 ==============  ===================================  ==============================================
 
 A **payload** is stored as a run of rows.  LMDB gives a value of more than about 2 KB pages of its
 own, on average half of the last page empty: 7% of a 4-channel latent.  So row 0 takes as many
 bytes as fill whole pages exactly, and the rest follows in rows small enough to share a leaf page.
 Payload ids are handed out in order, so that rows are appended and leaf pages fill up.
+
+A file that is no picture is kept byte for byte in **chunks** of ``CHUNK_BYTES``: one byte that says
+how the rest is kept (``CHUNK_RAW``, ``CHUNK_ZSTD``), then the bytes.  What a chunk lacks up to the
+file's size, or to the next chunk, reads as zeros, and a chunk that isn't there is a hole.
 
 **Migration.**  A store of a newer schema is refused.  An older one is migrated by the functions in
 ``MIGRATIONS`` (from version N to N + 1), in one transaction, before anything else is read.
@@ -41,6 +48,10 @@ from latentfs.errors import StoreCorruptError
 
 __all__ = [
     "CHANGES_KEPT",
+    "CHUNKS_MAX",
+    "CHUNK_BYTES",
+    "CHUNK_RAW",
+    "CHUNK_ZSTD",
     "MIGRATIONS",
     "NAME_BYTES_MAX",
     "PAGE_BYTES",
@@ -50,18 +61,39 @@ __all__ = [
     "blob_key",
     "blob_references_key",
     "change_key",
+    "chunk_index",
+    "chunk_key",
     "dentry_key",
     "ino_key",
+    "orphan_key",
     "parse_payload_key",
     "payload_key",
     "split_payload",
+    "xattr_key",
 ]
 
-SCHEMA_VERSION = 1
-# Each is given the write transaction and the tables by name, those of newer versions too.
-MIGRATIONS: dict[int, Callable[[lmdb.Transaction, dict[str, lmdb._Database]], None]] = {}
+SCHEMA_VERSION = 2
 
-TABLES = ("catalog", "inodes", "dentries", "payloads", "payload_index", "metadata")
+
+def _add_tables(txn: lmdb.Transaction, dbs: dict[str, lmdb._Database]) -> None:
+    """From 1 to 2: the tables for chunks and extended attributes, which are made when opened."""
+
+
+# Each is given the write transaction and the tables by name, those of newer versions too.
+MIGRATIONS: dict[int, Callable[[lmdb.Transaction, dict[str, lmdb._Database]], None]] = {
+    1: _add_tables
+}
+
+TABLES = (
+    "catalog",
+    "inodes",
+    "dentries",
+    "payloads",
+    "payload_index",
+    "metadata",
+    "chunks",
+    "xattrs",
+)
 ROOT_INO = 1
 NAME_BYTES_MAX = 255
 
@@ -73,8 +105,14 @@ _OVERFLOW_HEADER_BYTES = 16
 # Four rows of this size, with their keys and node headers, fill a leaf page.
 _TAIL_ROW_BYTES = 994
 
+CHUNK_BYTES = 128 * 1024
+"""What the kernel writes at a time."""
+CHUNK_RAW, CHUNK_ZSTD = 0, 1
+CHUNKS_MAX = 1 << 32
+
 _U64 = struct.Struct(">Q")
 _PAYLOAD_KEY = struct.Struct(">QH")
+_CHUNK_KEY = struct.Struct(">QI")
 
 
 def ino_key(ino: int) -> bytes:
@@ -107,6 +145,22 @@ def blob_key(blob: bytes) -> bytes:
 
 def blob_references_key(blob: bytes) -> bytes:
     return blob + b"\x01"
+
+
+def chunk_key(ino: int, index: int) -> bytes:
+    return _CHUNK_KEY.pack(ino, index)
+
+
+def chunk_index(key: bytes | memoryview) -> int:
+    return int.from_bytes(key[8:], "big")
+
+
+def xattr_key(ino: int, name: bytes) -> bytes:
+    return _U64.pack(ino) + name
+
+
+def orphan_key(ino: int) -> bytes:
+    return b"orphan:" + _U64.pack(ino)
 
 
 def change_key(number: int) -> bytes:

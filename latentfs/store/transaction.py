@@ -9,7 +9,6 @@ from __future__ import annotations
 import stat
 import time
 
-import lmdb
 import msgspec
 import zstandard
 
@@ -18,6 +17,7 @@ from latentfs.latents import payload as payload_codec
 from latentfs.latents.recipe import Recipe
 from latentfs.store import tables
 from latentfs.store.records import Change, Inode, LatentContent, VaeRecord
+from latentfs.store.rows import Rows
 from latentfs.store.snapshot import Snapshot, blob_id, split_path
 
 __all__ = ["Transaction"]
@@ -29,25 +29,29 @@ _METADATA_LEVEL = 19
 class Transaction(Snapshot):
     """A write transaction; made by :meth:`latentfs.store.store.Store.write`."""
 
-    def __init__(self, txn: lmdb.Transaction, dbs: dict[str, lmdb._Database]) -> None:
-        super().__init__(txn, dbs)
-        self._totals = self.totals()
+    def __init__(self, rows: Rows) -> None:
+        super().__init__(rows)
+        self._totals_before = self._totals = self.totals()
         self._removed: list[tuple[int, bytes, int]] = []
         self._directories: set[int] = set()
 
     def finish(self) -> None:
         """Write what is kept in memory until the end; called once, before the commit."""
-        self._put_catalog(b"totals", self._totals)
+        self.finish_totals()
         if self._removed or self._directories:
             self._put_change(Change(tuple(self._removed), tuple(self._directories)))
+
+    def finish_totals(self) -> None:
+        if self._totals != self._totals_before:
+            self._put_catalog(b"totals", self._totals)
 
     def _put_change(self, change: Change) -> None:
         number = self._next(b"next_change")
         self._put_catalog(tables.change_key(number), change)
-        self._txn.delete(tables.change_key(number - tables.CHANGES_KEPT), db=self._dbs["catalog"])
+        self._rows.delete("catalog", tables.change_key(number - tables.CHANGES_KEPT))
 
     def _put(self, table: str, key: bytes, value: bytes, *, append: bool = False) -> None:
-        self._txn.put(key, value, db=self._dbs[table], append=append)
+        self._rows.put(table, key, value, append=append)
 
     def _put_catalog(self, key: bytes, value: object) -> None:
         self._put("catalog", key, msgspec.msgpack.encode(value))
@@ -147,8 +151,8 @@ class Transaction(Snapshot):
         inode = None if ino is None else self.inode(ino)
         if ino is None or inode is None or inode.is_directory:
             raise PathError(f"{name.decode()!r} in directory inode {parent_ino} is not a file")
-        self._txn.delete(tables.dentry_key(parent_ino, name), db=self._dbs["dentries"])
-        self._txn.delete(tables.ino_key(ino), db=self._dbs["inodes"])
+        self._rows.delete("dentries", tables.dentry_key(parent_ino, name))
+        self._rows.delete("inodes", tables.ino_key(ino))
         self._removed.append((parent_ino, name, ino))
         if inode.content is not None:
             self._count_references(inode.content, -1)
@@ -210,12 +214,12 @@ class Transaction(Snapshot):
             self._put("payload_index", header.digest, counted)
             return
         self._totals = self._totals.plus(payloads=-1, payload_bytes=-self.payload_bytes(payload))
-        self._txn.delete(header.digest, db=self._dbs["payload_index"])
+        self._rows.delete("payload_index", header.digest)
         self._delete_payload_rows(payload)
 
     def _delete_payload_rows(self, payload: int) -> None:
         row = 0
-        while self._txn.delete(tables.payload_key(payload, row), db=self._dbs["payloads"]):
+        while self._rows.delete("payloads", tables.payload_key(payload, row)):
             row += 1
 
     def _count_blob(self, blob: bytes, change: int) -> None:
@@ -227,8 +231,8 @@ class Transaction(Snapshot):
         if references > 0:
             self._put("metadata", key, tables.ino_key(references))
             return
-        self._txn.delete(key, db=self._dbs["metadata"])
-        self._txn.delete(tables.blob_key(blob), db=self._dbs["metadata"])
+        self._rows.delete("metadata", key)
+        self._rows.delete("metadata", tables.blob_key(blob))
 
 
 def _is_intact(payload: bytes) -> bool:

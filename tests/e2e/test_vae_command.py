@@ -4,12 +4,16 @@ import json
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from e2e.support import Result, call, made_store, shown_error, spawn
 from latent_files import latent_array, write_comfyui_latent
 
 from latentfs.errors import VaeError
+from latentfs.images.framing import Framing
+from latentfs.ingest.discover import Candidate
+from latentfs.ingest.preparation import ImportOptions, Preparation
 from latentfs.store.records import VaeRecord
 from latentfs.store.store import Store
 
@@ -87,7 +91,7 @@ def test_default_dtype_is_the_fastest_that_is_near_enough(
         class_name="AutoencoderTiny",
         origin="x",
         device="cpu",
-        wishes=fastest.Wishes(dtype=None, layout=None, batch=None),
+        wishes=fastest.Wishes(dtype=None, layout=None, batch=None, compiled=False),
     )
     assert (found.manner.dtype, found.manner.layout, found.manner.batch) == (
         expected,
@@ -270,3 +274,52 @@ def test_an_import_ends_at_once_where_no_renderer_starts(
     assert done.status == 1
     last = done.err.strip().splitlines()[-1]
     assert last.startswith("latentfs: no renderer could be started in 3 tries")
+
+
+def test_compiled(empty_store, tiny_vae_folder, tmp_path, monkeypatch):
+    from latentfs.render import fastest
+
+    class Compiled:
+        """Gives slightly other pixels, as compiled kernels do."""
+
+        def __init__(self, vae: Any) -> None:
+            self._vae = vae
+
+        def decode(self, z: Any, *, return_dict: bool) -> tuple[Any]:
+            return (self._vae.decode(z, return_dict=return_dict)[0] + 1e-4,)
+
+    monkeypatch.setattr(fastest, "CompiledVae", Compiled)
+    arguments = ("vae", "add", empty_store, "a", tiny_vae_folder, "--dtype", "float32")
+    added = call(*arguments, "--compile").checked()
+    assert ", float32 contiguous, compiled on cpu (" in added.out
+    assert "dB against float32)" in added.out
+    record = record_of(empty_store, "a")
+    assert record.compiled
+    options = ImportOptions(
+        vae="a",
+        to="/",
+        precision="source",
+        framing=Framing.png(),
+        rounding="round",
+        on_conflict="skip",
+    )
+    path = tmp_path / "x.latent"
+    write_comfyui_latent(path, latent_array(1, 4, 2, 2))
+    (picture,) = Preparation(options, record).prepare(Candidate(path, "/", "x"))
+    assert picture.recipe.compiled
+
+    added = call(*arguments).checked()
+    assert "compiled" not in added.out
+    assert "(exact against float32)" in added.out
+    assert not record_of(empty_store, "a").compiled
+
+
+def test_compiled_without_a_compiler(empty_store, tiny_vae_folder, tmp_path):
+    result = spawn(
+        *("vae", "add", empty_store, "x", tiny_vae_folder, "--compile"),
+        environment={"CXX": "/nonexistent", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")},
+    )
+    message = shown_error(result)
+    assert "can't compile AutoencoderTiny" in message
+    assert "install a C++ compiler" in message
+    assert list((empty_store / "vae").iterdir()) == []

@@ -21,10 +21,11 @@ from mounts import Mount, mounted, wait_until
 from PIL import Image
 
 from latentfs.errors import StoreCorruptError
-from latentfs.fs import operations
+from latentfs.fs import open_files
 from latentfs.fs.operations import LatentOperations
 from latentfs.fs.prefetch import NextNames, SequenceDetector
 from latentfs.render.job_queue import Reader
+from latentfs.store.live_store import LiveStore
 from latentfs.store.records import Inode
 from latentfs.store.store import Store
 
@@ -223,7 +224,7 @@ def test_a_damaged_neighbour_does_not_keep_a_file_from_being_opened(
                 found = snapshot.resolve("/pictures/000.png")
             assert found is not None
             filesystem = LatentOperations(
-                store,
+                LiveStore(store),
                 None,  # type: ignore[arg-type]
                 Damaged(files_max=8),
                 ahead_bytes=0,
@@ -241,7 +242,7 @@ def test_handles_read_in_part_keep_a_bounded_amount(
         async def get(self, ino: int, inode: Inode, reader: Reader) -> bytes:
             return bytes(inode.size_bytes)
 
-    monkeypatch.setattr(operations, "_PINNED_BYTES_MAX", 300_000)
+    monkeypatch.setattr(open_files, "_PINNED_BYTES_MAX", 300_000)
 
     async def read_heads() -> None:
         with Store.open(pictures_store) as store:
@@ -249,7 +250,7 @@ def test_handles_read_in_part_keep_a_bounded_amount(
                 found = snapshot.resolve("/pictures/000.png")
             assert found is not None
             filesystem = LatentOperations(
-                store,
+                LiveStore(store),
                 Rendered(),  # type: ignore[arg-type]
                 SequenceDetector(files_max=0),
                 ahead_bytes=0,
@@ -258,13 +259,13 @@ def test_handles_read_in_part_keep_a_bounded_amount(
             handles = [(await filesystem.open(found[0], 0, context)).fh for _ in range(30)]
             for handle in handles:
                 assert len(await filesystem.read(handle, 0, 100)) == 100
-                assert filesystem.statistics().pinned_bytes <= 300_000
-            assert filesystem.statistics().pinned_bytes > 200_000
+                assert filesystem.statistics().files.pinned_bytes <= 300_000
+            assert filesystem.statistics().files.pinned_bytes > 200_000
             for handle in handles:
                 assert len(await filesystem.read(handle, 100, 10_000_000)) > 1000
-            assert filesystem.statistics().pinned_bytes == 0
+            assert filesystem.statistics().files.pinned_bytes == 0
             for handle in handles:
                 await filesystem.release(handle)
-            assert filesystem.statistics().open_files == 0
+            assert filesystem.statistics().files.open_files == 0
 
     trio.run(read_heads)

@@ -30,6 +30,7 @@ from latentfs.latents.latent import Latent
 from latentfs.latents.recipe import Recipe
 from latentfs.render.job_queue import Order, Priority, Reader, RenderJob, Rendition
 from latentfs.render.protocol import Rendered
+from latentfs.store.live_store import LiveStore
 from latentfs.store.records import Inode, LatentContent, Source, VaeRecord
 from latentfs.store.store import Store
 
@@ -138,7 +139,7 @@ async def opened(
 ) -> AsyncIterator[Renditions]:
     cache = PixelCache(budget_bytes=cache_bytes)
     async with open_renditions(
-        store,
+        LiveStore(store),
         scheduler,  # type: ignore[arg-type]
         cache,
         render_timeout_s=TIMEOUT_S,

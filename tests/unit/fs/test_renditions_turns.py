@@ -27,6 +27,7 @@ from latentfs.latents.recipe import Recipe
 from latentfs.render.job_queue import Reader
 from latentfs.render.protocol import Failed, RenderRequest
 from latentfs.render.scheduler import Scheduler
+from latentfs.store.live_store import LiveStore
 from latentfs.store.records import Inode, LatentContent, Source, VaeRecord
 from latentfs.store.store import Store
 
@@ -118,7 +119,7 @@ async def opened(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(scheduler.run)
         async with open_renditions(
-            store, scheduler, cache, render_timeout_s=TIMEOUT_S
+            LiveStore(store), scheduler, cache, render_timeout_s=TIMEOUT_S
         ) as renditions:
             yield World(renditions, scheduler, scripted)
         nursery.cancel_scope.cancel()

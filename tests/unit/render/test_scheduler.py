@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -464,6 +465,23 @@ async def test_a_bug_in_the_connection_does_not_end_the_scheduler(
 
 
 # Hangs
+
+
+async def test_compiling_is_no_hang_for_ten_minutes(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    seconds = {"a": 400.0, "b": 400.0}
+    async with running(Scripted(seconds=seconds, compiled="ab")) as scheduler:
+        assert await render_all(scheduler, "ab") == {"a": b"a", "b": b"b"}
+        assert scheduler.statistics().renderer_restarts_total == 0
+
+
+async def test_compiling_for_ever_is_a_hang(autojump_clock: trio.testing.MockClock) -> None:
+    async with running(Scripted(seconds={"a": math.inf}, compiled="a")) as scheduler:
+        start_s = trio.current_time()
+        assert await render_all(scheduler, "a") == {"a": RendererLostError}
+        assert 2 * 600 < trio.current_time() - start_s < 2 * (600 + TIMEOUT_S + 5)
+        assert await render_all(scheduler, "b") == {"b": b"b"}
 
 
 async def test_a_renderer_that_hangs_is_replaced(autojump_clock: trio.testing.MockClock) -> None:

@@ -1,0 +1,334 @@
+"""Open files: reading renditions and bytes, and writing bytes."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import itertools
+import logging
+import os
+import stat
+from collections import Counter
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field
+from math import inf
+from typing import Any
+
+import trio
+from pyfuse3 import EntryAttributes, FUSEError, RequestContext, SetattrFields
+
+from latentfs.errors import LatentfsError, RenderError
+from latentfs.fs import attributes
+from latentfs.fs.open_inodes import OpenInodes, require
+from latentfs.fs.prefetch import SequenceDetector
+from latentfs.fs.readers import is_gone, reader_of
+from latentfs.fs.renditions import Renditions
+from latentfs.render.job_queue import Reader
+from latentfs.render.jobs import content_key
+from latentfs.store.live_store import LiveStore
+from latentfs.store.records import Inode
+
+__all__ = ["OpenFileStatistics", "OpenFiles"]
+
+log = logging.getLogger(__name__)
+
+_FAILED_FOR_S = 1.0
+_PINNED_BYTES_MAX = 128 << 20
+# About what a changed inode takes on disk.
+_INODE_BYTES = 256
+
+
+@dataclass(frozen=True, slots=True)
+class OpenFileStatistics:
+    """Counters since the mount.
+
+    Attributes:
+        reads_total: read requests that reached the daemon; the page cache answers most others.
+        read_bytes_total: bytes they were given.
+        writes_total: write requests.
+        written_bytes_total: bytes they brought.
+        opens_total: files opened.
+        open_files: handles open now.
+        pinned_bytes: of renditions that handles in the middle of a file keep.
+    """
+
+    reads_total: int
+    read_bytes_total: int
+    writes_total: int
+    written_bytes_total: int
+    opens_total: int
+    open_files: int
+    pinned_bytes: int
+
+
+@dataclass(slots=True)
+class _OpenFile:
+    """A handle.  It keeps its rendition from the first read to the last byte, not longer.
+
+    So that one reader never sees two renders mixed.  Handles that are never read to the end keep
+    theirs only as long as all such together stay within a budget.  A failure is remembered for a
+    moment: the kernel asks again at once when its readahead fails, and the reader would wait for
+    two deadlines instead of one.
+
+    Attributes:
+        inode: as it was when last looked at.
+        reader: whose turn its renders take.
+        opener_pid: process that opened it.
+        rendition: of the content *rendition_of*.
+        waiting: a scope for each read that waits; cancelled when nobody can take the answer.
+    """
+
+    ino: int
+    inode: Inode
+    reader: Reader
+    opener_pid: int
+    rendition: bytes | None = None
+    rendition_of: Hashable = None
+    failed_until_s: float = -inf
+    waiting: set[trio.CancelScope] = field(default_factory=set)
+
+
+class OpenFiles:
+    """The open files of a mount.
+
+    A picture is read as its rendition until somebody writes into it.  From then on it is kept byte
+    for byte, beginning with the bytes of the rendition.
+    """
+
+    def __init__(
+        self,
+        store: LiveStore,
+        renditions: Renditions,
+        open_inodes: OpenInodes,
+        detector: SequenceDetector,
+        handles: itertools.count[int],
+        *,
+        ahead_bytes: int,
+    ) -> None:
+        self._store = store
+        self._renditions = renditions
+        self._open_inodes = open_inodes
+        self._detector = detector
+        self._handles = handles
+        self._ahead_bytes = ahead_bytes
+        self._files: dict[int, _OpenFile] = {}
+        self._pinned: dict[int, _OpenFile] = {}
+        self._pinned_bytes = 0
+        self._counts: Counter[str] = Counter()
+
+    def statistics(self) -> OpenFileStatistics:
+        return OpenFileStatistics(
+            reads_total=self._counts["reads"],
+            read_bytes_total=self._counts["read_bytes"],
+            writes_total=self._counts["writes"],
+            written_bytes_total=self._counts["written_bytes"],
+            opens_total=self._counts["opens"],
+            open_files=len(self._files),
+            pinned_bytes=self._pinned_bytes,
+        )
+
+    # Opening and closing
+
+    async def open(self, ino: int, flags: int, ctx: RequestContext) -> int:
+        """Return a new handle; with O_TRUNC the file is emptied first, as the kernel leaves it."""
+        with self._store.read() as snapshot:
+            inode = require(snapshot, ino)
+        if inode.is_directory:
+            raise FUSEError(errno.EISDIR)
+        if flags & os.O_TRUNC and flags & os.O_ACCMODE != os.O_RDONLY:
+            await self.resize(ino, 0, reader_of(ctx.uid, ctx.pid), clears_set_ids=True)
+        handle = self.opened(ino, inode, ctx)
+        if inode.content is not None:
+            try:
+                self._render_ahead(self._files[handle].reader, ino)
+            except LatentfsError as error:  # a damaged neighbour is no reason to refuse this file
+                log.warning("nothing is rendered ahead of inode %d: %s", ino, error)
+        return handle
+
+    def opened(self, ino: int, inode: Inode, ctx: RequestContext) -> int:
+        """Return a new handle of a file that is there."""
+        handle = next(self._handles)
+        self._files[handle] = _OpenFile(ino, inode, reader_of(ctx.uid, ctx.pid), ctx.pid)
+        self._open_inodes.opened(ino)
+        self._counts["opens"] += 1
+        return handle
+
+    def _render_ahead(self, reader: Reader, ino: int) -> None:
+        """Have what *reader* will probably open next rendered, within the budget."""
+        with self._store.read() as snapshot:
+
+            def next_files(parent_ino: int, name: bytes) -> Iterator[tuple[bytes, int]]:
+                for following, child_ino in snapshot.entries(parent_ino, after=name):
+                    child = snapshot.inode(child_ino)
+                    if child is not None and child.content is not None:
+                        yield following, child_ino
+
+            left_bytes = self._ahead_bytes
+            for next_ino in self._detector.opened(reader, ino, next_files):
+                record = require(snapshot, next_ino)
+                if record.content is None:
+                    continue
+                left_bytes -= record.size_bytes
+                if left_bytes < 0:
+                    return
+                is_ahead = functools.partial(self._detector.is_wanted, reader, next_ino)
+                self._renditions.prefetch(next_ino, record, is_ahead)
+
+    def closing(self, fh: int) -> None:
+        """Give up reads that a killed process waits for.  Comes at each close of a descriptor.
+
+        A killed reader does not wait for the readahead it has started, and the kernel says nothing
+        else of it before that is answered.
+        """
+        file = self._files.get(fh)
+        if file is not None and file.waiting and is_gone(file.opener_pid):
+            for scope in file.waiting:
+                scope.cancel()
+
+    async def close(self, fh: int) -> None:
+        self._unpin(fh)
+        file = self._files.pop(fh, None)
+        if file is not None:
+            await self._open_inodes.closed(file.ino)
+
+    # Reading
+
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        self._counts["reads"] += 1
+        file = self._files[fh]
+        with self._store.read() as snapshot:
+            # Another process may have removed the file; it can be read until it is closed.
+            inode = file.inode = snapshot.inode(file.ino) or file.inode
+            end = min(off + size, inode.size_bytes)
+            if inode.content is None:
+                piece = snapshot.bytes_of(file.ino, offset=min(off, end), end=end)
+                self._counts["read_bytes"] += len(piece)
+                return piece
+        return await self._read_picture(fh, file, off, end)
+
+    async def _read_picture(self, fh: int, file: _OpenFile, off: int, end: int) -> bytes:
+        rendition, inode = file.rendition, file.inode
+        if rendition is None or file.rendition_of != content_key(inode):
+            rendition = await self._rendition(file, inode)
+        if end >= inode.size_bytes:
+            self._unpin(fh)
+        elif fh in self._files:
+            self._pin(fh, file, inode, rendition)
+        piece = memoryview(rendition)[off:end]
+        self._counts["read_bytes"] += len(piece)
+        return piece  # type: ignore[return-value]  # pyfuse3 takes any buffer
+
+    def _pin(self, fh: int, file: _OpenFile, inode: Inode, rendition: bytes) -> None:
+        """Keep the handle's rendition; drop those of the handles read longest ago if need be."""
+        self._unpin(fh)
+        self._pinned[fh] = file
+        self._pinned_bytes += len(rendition)
+        file.rendition = rendition
+        file.rendition_of = content_key(inode)
+        while self._pinned_bytes > _PINNED_BYTES_MAX:
+            self._unpin(next(iter(self._pinned)))
+
+    def _unpin(self, fh: int) -> None:
+        file = self._pinned.pop(fh, None)
+        if file is not None and file.rendition is not None:
+            self._pinned_bytes -= len(file.rendition)
+            file.rendition = None
+
+    async def _rendition(self, file: _OpenFile, inode: Inode) -> bytes:
+        if trio.current_time() < file.failed_until_s:
+            raise FUSEError(errno.EIO)
+        scope = trio.CancelScope()
+        file.waiting.add(scope)
+        try:
+            with scope:
+                return await self._renditions.get(file.ino, inode, file.reader)
+        except LatentfsError as error:
+            file.failed_until_s = trio.current_time() + _FAILED_FOR_S
+            source = inode.content.source.name if inode.content else "nothing"
+            raise RenderError(f"inode {file.ino}, made of {source!r}: {error}") from error
+        finally:
+            file.waiting.discard(scope)
+        raise FUSEError(errno.EINTR)
+
+    # Writing
+
+    async def write(self, fh: int, off: int, data: bytes) -> int:
+        self._counts["writes"] += 1
+        file = self._files[fh]
+        await self._make_writable(file.ino, file.reader)
+        with self._store.change(adds_bytes=len(data) + _INODE_BYTES) as transaction:
+            inode = transaction.require(file.ino)
+            file.inode = transaction.write_bytes(file.ino, inode, offset=off, data=data)
+        self._counts["written_bytes"] += len(data)
+        return len(data)
+
+    async def resize(
+        self, ino: int, size_bytes: int, reader: Reader, *, clears_set_ids: bool = False
+    ) -> Inode:
+        """Cut or lengthen a file; return its inode as it is then.
+
+        Args:
+            clears_set_ids: also take set-user-ID and set-group-ID away, as a write does.
+        """
+        if size_bytes == 0:
+            await self._store.may_change()
+        else:
+            await self._make_writable(ino, reader)
+        with self._store.change(adds_bytes=_INODE_BYTES if size_bytes else 0) as transaction:
+            inode = transaction.require(ino)
+            if inode.content is not None:
+                inode = transaction.make_chunked(ino, inode, b"")
+            if clears_set_ids and inode.mode & (stat.S_ISUID | stat.S_ISGID):
+                mode = inode.mode & ~(stat.S_ISUID | stat.S_ISGID)
+                inode = transaction.update(ino, inode, mode=mode)
+            return transaction.truncate(ino, inode, size_bytes=size_bytes)
+
+    async def _make_writable(self, ino: int, reader: Reader) -> None:
+        """Wait for a turn to change the store, in which the file is one kept byte for byte."""
+        await self._store.may_change()
+        while True:
+            with self._store.read() as snapshot:
+                inode = require(snapshot, ino)
+            if inode.content is None:
+                return
+            rendition = await self._renditions.get(ino, inode, reader)
+            await self._store.may_change()
+            with self._store.change(adds_bytes=len(rendition)) as transaction:
+                now = transaction.require(ino)
+                if now.content == inode.content:
+                    transaction.make_chunked(ino, now, rendition)
+
+    # Attributes
+
+    async def set_attributes(
+        self,
+        ino: int,
+        wanted: EntryAttributes,
+        fields: SetattrFields,
+        ctx: RequestContext,
+    ) -> EntryAttributes:
+        """Change what *fields* says to what *wanted* says; who may do so the kernel has checked."""
+        if fields.update_size:
+            await self.resize(ino, wanted.st_size, reader_of(ctx.uid, ctx.pid))
+        await self._store.may_change()
+        with self._store.change() as transaction:
+            inode = transaction.require(ino)
+            inode = transaction.update(ino, inode, **_changes(inode, wanted, fields))
+        return attributes.entry(ino, inode)
+
+
+def _changes(inode: Inode, wanted: EntryAttributes, fields: SetattrFields) -> dict[str, Any]:
+    changes: dict[str, Any] = {}
+    if fields.update_mode:
+        changes["mode"] = stat.S_IFMT(inode.mode) | stat.S_IMODE(wanted.st_mode)
+    if fields.update_uid:
+        changes["uid"] = wanted.st_uid
+    if fields.update_gid:
+        changes["gid"] = wanted.st_gid
+    if fields.update_atime:
+        changes["atime_ns"] = wanted.st_atime_ns
+    if fields.update_mtime:
+        changes["mtime_ns"] = wanted.st_mtime_ns
+        if inode.atime_ns is None and not fields.update_atime:
+            changes["atime_ns"] = inode.mtime_ns
+    return changes

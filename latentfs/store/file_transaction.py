@@ -1,0 +1,280 @@
+"""What programs change through a mount: entries, links, attributes and the bytes of files."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+
+import msgspec
+
+from latentfs.errors import RefusedChangeError
+from latentfs.store import chunks, tables
+from latentfs.store.records import Inode
+from latentfs.store.transaction import Transaction
+
+__all__ = ["FileTransaction"]
+
+_XATTR_BYTES_MAX = 64 * 1024
+
+
+class FileTransaction(Transaction):
+    """A change made through a mount; made by :meth:`latentfs.store.live_store.LiveStore.change`.
+
+    Each method checks before it changes anything.  What POSIX forbids is a ``RefusedChangeError``
+    with its errno; permissions are the kernel's to check.  The kernel of the mount knows of these
+    changes, so nothing is announced to it.
+    """
+
+    def finish(self) -> None:
+        self.finish_totals()
+
+    # Entries
+
+    def make(self, parent_ino: int, name: bytes, inode: Inode) -> int:
+        """Make *inode*, of any type, under a *name* that must be free; return its number."""
+        parent = self._directory_for_entry(parent_ino, name)
+        if self.lookup(parent_ino, name) is not None:
+            raise _refused(errno.EEXIST, name, "exists already")
+        ino = self._next(b"next_ino")
+        self.put_inode(ino, inode)
+        self._put_entry(parent_ino, name, ino)
+        self._touch(parent_ino, parent, links=int(inode.is_directory))
+        if inode.is_directory:
+            self._totals = self._totals.plus(directories=1)
+        else:
+            self._totals = self._totals.plus(files=1, size_bytes=inode.size_bytes)
+        return ino
+
+    def link(self, ino: int, parent_ino: int, name: bytes) -> Inode:
+        """Give a file another *name*; return its inode as it is then."""
+        parent = self._directory_for_entry(parent_ino, name)
+        inode = self.require(ino)
+        if inode.is_directory:
+            raise _refused(errno.EPERM, name, "a folder can't have two names")
+        if self.lookup(parent_ino, name) is not None:
+            raise _refused(errno.EEXIST, name, "exists already")
+        if inode.nlink == 0:
+            raise _refused(errno.ENOENT, name, "the file was removed")
+        self._put_entry(parent_ino, name, ino)
+        self._touch(parent_ino, parent)
+        return self.update(ino, inode, nlink=inode.nlink + 1)
+
+    def remove_entry(self, parent_ino: int, name: bytes, *, directory: bool) -> tuple[int, bool]:
+        """Remove the entry *name* of a directory, or of anything else.
+
+        Returns:
+            The inode number, and whether that was its last link: it is an orphan then, to be
+            discarded when nobody has it open any more.
+        """
+        parent = self.require(parent_ino)
+        ino, inode = self._child(parent_ino, name)
+        if directory and not inode.is_directory:
+            raise _refused(errno.ENOTDIR, name, "is no folder")
+        if not directory and inode.is_directory:
+            raise _refused(errno.EISDIR, name, "is a folder")
+        self._check_replaceable(ino, inode, name)
+        self._rows.delete("dentries", tables.dentry_key(parent_ino, name))
+        self._touch(parent_ino, parent, links=-int(inode.is_directory))
+        return ino, self._unlink(ino, inode)
+
+    def rename(
+        self,
+        parent_ino: int,
+        name: bytes,
+        new_parent_ino: int,
+        new_name: bytes,
+        *,
+        may_replace: bool,
+    ) -> int | None:
+        """Move an entry; return the inode that has lost its last link by that, if any."""
+        self._directory_for_entry(new_parent_ino, new_name)
+        ino, inode = self._child(parent_ino, name)
+        replaced_ino = self.lookup(new_parent_ino, new_name)
+        orphan = None
+        if replaced_ino is not None:
+            if not may_replace:
+                raise _refused(errno.EEXIST, new_name, "exists already")
+            if replaced_ino == ino:
+                return None
+        self._check_not_below(ino, inode, new_parent_ino)
+        if replaced_ino is not None:
+            replaced = self.require(replaced_ino)
+            if inode.is_directory and not replaced.is_directory:
+                raise _refused(errno.ENOTDIR, new_name, "is no folder")
+            if replaced.is_directory and not inode.is_directory:
+                raise _refused(errno.EISDIR, new_name, "is a folder")
+            self._check_replaceable(replaced_ino, replaced, new_name)
+            if self._unlink(replaced_ino, replaced):
+                orphan = replaced_ino
+            self._touch(
+                new_parent_ino, self.require(new_parent_ino), links=-int(replaced.is_directory)
+            )
+        self._rows.delete("dentries", tables.dentry_key(parent_ino, name))
+        self._put_entry(new_parent_ino, new_name, ino)
+        self._moved(ino, inode, parent_ino, new_parent_ino)
+        return orphan
+
+    def exchange(
+        self, parent_ino: int, name: bytes, other_parent_ino: int, other_name: bytes
+    ) -> None:
+        """Let two entries, of any type, change places."""
+        ino, inode = self._child(parent_ino, name)
+        other_ino, other = self._child(other_parent_ino, other_name)
+        if ino == other_ino:
+            return
+        self._check_not_below(ino, inode, other_parent_ino)
+        self._check_not_below(other_ino, other, parent_ino)
+        self._put_entry(parent_ino, name, other_ino)
+        self._put_entry(other_parent_ino, other_name, ino)
+        self._moved(ino, inode, parent_ino, other_parent_ino)
+        self._moved(other_ino, other, other_parent_ino, parent_ino)
+
+    def _child(self, parent_ino: int, name: bytes) -> tuple[int, Inode]:
+        ino = self.lookup(parent_ino, name)
+        if ino is None:
+            raise _refused(errno.ENOENT, name, "doesn't exist")
+        return ino, self.require(ino)
+
+    def _directory_for_entry(self, ino: int, name: bytes) -> Inode:
+        """Return the directory *ino*, into which an entry *name* may be put."""
+        if len(name) > tables.NAME_BYTES_MAX:
+            raise _refused(errno.ENAMETOOLONG, name, f"has more than {tables.NAME_BYTES_MAX} bytes")
+        directory = self.require(ino)
+        if not directory.is_directory:
+            raise _refused(errno.ENOTDIR, name, "its parent is no folder")
+        if directory.nlink == 0:
+            raise _refused(errno.ENOENT, name, "its folder was removed")
+        return directory
+
+    def _check_replaceable(self, ino: int, inode: Inode, name: bytes) -> None:
+        if inode.is_directory and next(self.entries(ino), None) is not None:
+            raise _refused(errno.ENOTEMPTY, name, "is a folder that isn't empty")
+
+    def _check_not_below(self, ino: int, inode: Inode, folder_ino: int) -> None:
+        """Raise EINVAL if the directory *ino* is, or is above, the directory *folder_ino*."""
+        if not inode.is_directory:
+            return
+        while folder_ino != tables.ROOT_INO:
+            if folder_ino == ino:
+                raise RefusedChangeError(errno.EINVAL, "a folder can't be moved into itself")
+            folder_ino = self.require(folder_ino).parent_ino
+
+    def _put_entry(self, parent_ino: int, name: bytes, ino: int) -> None:
+        self._put("dentries", tables.dentry_key(parent_ino, name), tables.ino_key(ino))
+
+    def _touch(self, ino: int, directory: Inode, *, links: int = 0) -> None:
+        now_ns = time.time_ns()
+        self.update(ino, directory, nlink=directory.nlink + links, mtime_ns=now_ns)
+
+    def _moved(self, ino: int, inode: Inode, from_ino: int, to_ino: int) -> None:
+        """Count and date what changes where an inode has moved between two directories."""
+        links = int(inode.is_directory)
+        if from_ino == to_ino:
+            links = 0
+        self._touch(from_ino, self.require(from_ino), links=-links)
+        self._touch(to_ino, self.require(to_ino), links=links)
+        self.update(ino, inode, parent_ino=to_ino if inode.is_directory else 0)
+
+    # Inodes
+
+    def require(self, ino: int) -> Inode:
+        inode = self.inode(ino)
+        if inode is None:
+            raise RefusedChangeError(errno.ESTALE, f"inode {ino} doesn't exist any more")
+        return inode
+
+    def update(self, ino: int, inode: Inode, **changes: object) -> Inode:
+        """Store *inode* with *changes* and, unless among them, a new ctime; return it."""
+        changed = msgspec.structs.replace(inode, **{"ctime_ns": time.time_ns(), **changes})
+        self.put_inode(ino, changed)
+        if changed.size_bytes != inode.size_bytes:
+            self._totals = self._totals.plus(size_bytes=changed.size_bytes - inode.size_bytes)
+        return changed
+
+    def _unlink(self, ino: int, inode: Inode) -> bool:
+        """Take a link away; return whether it was the last."""
+        links = 0 if inode.is_directory else inode.nlink - 1
+        self.update(ino, inode, nlink=links)
+        if links == 0:
+            self._put("catalog", tables.orphan_key(ino), b"")
+        return links == 0
+
+    def discard(self, ino: int) -> None:
+        """Remove an orphan with all that it holds."""
+        inode = self.require(ino)
+        self.drop_content(ino, inode)
+        for name in list(self.xattr_names(ino)):
+            self._rows.delete("xattrs", tables.xattr_key(ino, name))
+        self._rows.delete("inodes", tables.ino_key(ino))
+        self._rows.delete("catalog", tables.orphan_key(ino))
+        if inode.is_directory:
+            self._totals = self._totals.plus(directories=-1)
+        else:
+            self._totals = self._totals.plus(files=-1, size_bytes=-inode.size_bytes)
+
+    # Bytes
+
+    def drop_content(self, ino: int, inode: Inode) -> None:
+        """Remove what a file's bytes are kept as; its inode is to be changed or removed next."""
+        if inode.content is not None:
+            self._count_references(inode.content, -1)
+        elif inode.chunks:
+            chunks.drop_chunks(self._rows, ino)
+
+    def write_bytes(self, ino: int, inode: Inode, *, offset: int, data: bytes) -> Inode:
+        """Write into a file that is kept in chunks; return its inode as it is then."""
+        added = chunks.write_chunks(self._rows, ino, offset=offset, data=data)
+        now_ns = time.time_ns()
+        return self.update(
+            ino,
+            inode,
+            size_bytes=max(inode.size_bytes, offset + len(data)),
+            chunks=inode.chunks + added,
+            mtime_ns=now_ns,
+            ctime_ns=now_ns,
+        )
+
+    def truncate(self, ino: int, inode: Inode, *, size_bytes: int) -> Inode:
+        """Cut or lengthen a file that is kept in chunks; return its inode as it is then."""
+        if size_bytes > chunks.FILE_BYTES_MAX:
+            raise RefusedChangeError(
+                errno.EFBIG, f"a file can't be longer than {chunks.FILE_BYTES_MAX} bytes"
+            )
+        removed = 0
+        if size_bytes < inode.size_bytes and inode.chunks:
+            removed = chunks.cut_chunks(self._rows, ino, size_bytes=size_bytes)
+        now_ns = time.time_ns()
+        return self.update(
+            ino,
+            inode,
+            size_bytes=size_bytes,
+            chunks=inode.chunks - removed,
+            mtime_ns=now_ns,
+            ctime_ns=now_ns,
+        )
+
+    def make_chunked(self, ino: int, inode: Inode, data: bytes) -> Inode:
+        """Keep a picture byte for byte, as *data*, from now on; return its inode as it is then."""
+        self.drop_content(ino, inode)
+        added = chunks.write_chunks(self._rows, ino, offset=0, data=data)
+        return self.update(ino, inode, content=None, chunks=added, size_bytes=len(data))
+
+    # Extended attributes
+
+    def set_xattr(self, ino: int, name: bytes, value: bytes) -> None:
+        inode = self.require(ino)
+        if len(value) > _XATTR_BYTES_MAX:
+            raise _refused(errno.E2BIG, name, f"has more than {_XATTR_BYTES_MAX} bytes")
+        self._put("xattrs", tables.xattr_key(ino, name), value)
+        self.update(ino, inode)
+
+    def remove_xattr(self, ino: int, name: bytes) -> None:
+        inode = self.require(ino)
+        if not self._rows.delete("xattrs", tables.xattr_key(ino, name)):
+            raise _refused(errno.ENODATA, name, "is not set")
+        self.update(ino, inode)
+
+
+def _refused(number: int, name: bytes, reason: str) -> RefusedChangeError:
+    return RefusedChangeError(number, f"{os.fsdecode(name)!r}: {reason}")
