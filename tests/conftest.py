@@ -31,9 +31,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--crash-rounds",
         type=int,
-        default=3,
+        default=None,
         metavar="N",
-        help="How often each test in tests/crash kills an import.",
+        help="How often tests in tests/crash kill an import (3 times) or a mount (20 times).",
+    )
+    parser.addoption(
+        "--model-operations",
+        type=int,
+        default=20_000,
+        metavar="N",
+        help="How many random operations a mount and a plain directory are compared by, at least.",
     )
     parser.addoption(
         "--chaos-seconds",

@@ -25,7 +25,10 @@ _COMMANDS = {
     "umount": "Unmount a store.",
     "export": "Copy pictures out of a store without mounting it.",
     "status": "Show what a store or a mount holds and does.",
-    "fsck": "Check a store for damage.",
+    "fsck": "Check a store for damage, and repair it.",
+    "scrub": "Render what a store holds and see whether it is what it was.",
+    "backup": "Copy a store, also while it is mounted.",
+    "gc": "Give back to the disk what a store does not need any more.",
     "bench": "Measure what reading through a mount costs.",
 }
 _INTERRUPTED_EXIT_STATUS = 130

@@ -9,28 +9,77 @@ import click
 
 from latentfs.cli.arguments import store_argument
 from latentfs.cli.output import one_line
-from latentfs.store.fsck import check_store
+from latentfs.store.daemon_lock import DaemonLock
+from latentfs.store.fsck import check_store, orphans_to_discard, steps
+from latentfs.store.fsck.repair import repair_store
 from latentfs.store.store import Store
 
 __all__ = ["command"]
 
 
-@click.command("fsck", epilog="Example: latentfs fsck ~/art.lfs")
+@click.command(
+    "fsck", epilog="Examples: latentfs fsck ~/art.lfs | latentfs fsck ~/art.lfs --repair"
+)
 @store_argument
-def command(store: Path) -> int:
-    """Check STORE: its tables against each other, every payload and VAE against its hash.
+@click.option(
+    "--repair",
+    is_flag=True,
+    help="Put right what can be without guessing, then check again.  Not while it is mounted.",
+)
+def command(store: Path, repair: bool) -> int:
+    """Check STORE: its tables against each other, every payload, chunk and VAE.
 
-    Changes nothing and may run beside a mount.  Names each problem on standard error; exits with 1
-    if there is any.
+    Without --repair it changes nothing and may run beside a mount.  Names each problem on standard
+    error; exits with 1 if there is any, or if any is left.
     """
+    if repair:
+        with Store.open(store, writable=True) as opened:
+            lock = DaemonLock(opened.path)
+            with lock.held_by("fsck --repair"):
+                repaired = _repair(opened)
+                problems = _check(opened)
+        left = f", {_counted(problems, 'problem')} left" if repaired or problems else ""
+        click.echo(f"{store}: {_counted(repaired, 'repair')}{left}")
+        return 1 if problems else 0
+    with Store.open(store) as opened:
+        if DaemonLock(opened.path).held_elsewhere():
+            _note("the store is mounted; what was changed in the last second is not looked at")
+        problems = _check(opened)
+    click.echo(f"{store}: {_counted(problems, 'problem')}")
+    return 1 if problems else 0
+
+
+def _check(store: Store) -> int:
+    """Name all problems and return how many there are."""
     problems = 0
-    with Store.open(store) as opened, opened.read() as snapshot:
-        payloads = snapshot.totals().payloads
+    with store.read() as snapshot:
+        orphans = orphans_to_discard(snapshot)
+        if orphans:
+            what = "files that were" if orphans > 1 else "file that was"
+            _note(f"{orphans} {what} removed while open, to be discarded by the mount")
         with click.progressbar(
-            length=payloads, label="checking", file=sys.stderr, hidden=not sys.stderr.isatty()
+            length=steps(snapshot), label="checking", file=sys.stderr, hidden=_is_hidden()
         ) as bar:
-            for problem in check_store(opened.path, snapshot, progress=lambda: bar.update(1)):
+            for problem in check_store(store.path, snapshot, progress=lambda: bar.update(1)):
                 problems += 1
                 click.echo(one_line(f"{problem.check}: {problem.message}"), err=True)
-    click.echo(f"{store}: {problems or 'no'} problem{'' if problems == 1 else 's'}")
-    return 1 if problems else 0
+    return problems
+
+
+def _repair(store: Store) -> int:
+    done = repair_store(store)
+    for repair in done:
+        click.echo(one_line(f"repaired {repair.check}: {repair.message}"), err=True)
+    return len(done)
+
+
+def _is_hidden() -> bool:
+    return not sys.stderr.isatty()
+
+
+def _note(text: str) -> None:
+    click.echo(f"note: {text}", err=True)
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count or 'no'} {what}{'' if count == 1 else 's'}"

@@ -11,7 +11,7 @@ import click
 import trio
 from click.core import ParameterSource
 
-from latentfs.cli.arguments import device_option, shown_bytes, store_argument
+from latentfs.cli.arguments import BYTES, device_option, shown_bytes, store_argument
 from latentfs.cli.output import one_line
 from latentfs.images.framing import Framing, PngLevel
 from latentfs.ingest.discover import Candidate, discover
@@ -23,6 +23,8 @@ from latentfs.store.store import Store
 __all__ = ["command"]
 
 _HANG_TIMEOUT_S = 600.0
+_PAGE_BYTES = 4096
+_HEAD_ROOM_BYTES_MAX = 1 << 20
 
 
 class _Report:
@@ -62,6 +64,15 @@ class _Report:
             )
 
 
+def _checked_head_room(ctx: click.Context, param: click.Parameter, value: int) -> int:
+    if value % _PAGE_BYTES or value > _HEAD_ROOM_BYTES_MAX:
+        raise click.BadParameter(
+            f"{value} bytes are not a multiple of 4K up to {_HEAD_ROOM_BYTES_MAX >> 20}M; "
+            "use one, such as 16K, or 0 for none"
+        )
+    return value
+
+
 @click.command(
     "import",
     epilog="Example: latentfs import ~/art.lfs ComfyUI/output/latents --vae sdxl --to /2026",
@@ -96,6 +107,18 @@ class _Report:
     show_default=True,
     help="Of PNG: small is some 4% smaller and takes almost four times as long to encode.",
 )
+@click.option(
+    "--head-room",
+    "head_multiple_bytes",
+    type=BYTES,
+    default="0",
+    show_default=True,
+    metavar="SIZE",
+    callback=_checked_head_room,
+    help="Fill up what is in front of the pixel data to a multiple of this, so that programs which "
+    "only look at what a picture is start no render: 4K for most, 16K for all that read no more.  "
+    "0 for none.",
+)
 @device_option
 @click.option(
     "--rounding",
@@ -120,6 +143,7 @@ def command(
     file_format: Literal["png", "jpeg"],
     quality: int,
     png_level: PngLevel,
+    head_multiple_bytes: int,
     device: str,
     rounding: Literal["round", "truncate"],
     on_conflict: Literal["skip", "rename", "replace"],
@@ -137,6 +161,7 @@ def command(
         framing=_framing(file_format, quality=quality, png_level=png_level),
         rounding=rounding,
         on_conflict=on_conflict,
+        head_multiple_bytes=head_multiple_bytes,
     )
     report = _Report()
     with Store.open(store, writable=True) as opened:

@@ -24,6 +24,7 @@ _FUSE_FLAGS = {"allow_other", "default_permissions", "nodev", "nosuid", "noexec"
 _UNSET_FLAGS = {"noallow_other": "allow_other", "dev": "nodev", "suid": "nosuid"}
 # Defaults of mount(8) that change nothing here.
 _IGNORED_FLAGS = {"rw", "ro", "exec", "defaults", "relatime", "async"}
+_OWN_OPTIONS = {"develop=yes", "develop=no"}
 _FUSE_CONFIGURATION = Path("/etc/fuse.conf")
 
 
@@ -37,7 +38,7 @@ _FUSE_CONFIGURATION = Path("/etc/fuse.conf")
     "mount_options",
     multiple=True,
     metavar="OPT,...",
-    help="Mount options: ro, allow_other, noallow_other, dev, suid, noexec, noatime.",
+    help="Mount options: ro, develop=no, allow_other, noallow_other, dev, suid, noexec, noatime.",
 )
 @click.option(
     "--cache",
@@ -67,6 +68,12 @@ _FUSE_CONFIGURATION = Path("/etc/fuse.conf")
     help="Rendered ahead, when nothing else is, for readers that go through a folder in order; "
     "0 for none.",
 )
+@click.option(
+    "--size-limit",
+    "size_limit_bytes",
+    type=BYTES,
+    help="That the store's database may take; all the space there is unless given.",
+)
 @click.option("--verbose", "-v", is_flag=True, help="Log what happens, not only what goes wrong.")
 def command(
     store: Path,
@@ -76,6 +83,7 @@ def command(
     render_timeout_s: float,
     device: str,
     prefetch_files: int,
+    size_limit_bytes: int | None,
     verbose: bool,
 ) -> None:
     """Mount STORE on the folder MOUNTPOINT, and stay in the foreground.
@@ -83,6 +91,10 @@ def command(
     Ctrl-C or "latentfs umount MOUNTPOINT" ends it.  Other users may use the files, as far as their
     modes permit, where that is possible: when run by root, or with user_allow_other in
     /etc/fuse.conf.  With -o ro nothing can be changed.
+
+    Latent files that are written into the mount get their pictures beside them, made with the VAE
+    that the attribute user.latentfs.vae of the nearest folder names, or with the only one that
+    fits; not with -o develop=no.
     """
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,
@@ -94,6 +106,8 @@ def command(
         device=device,
         prefetch_files=prefetch_files,
         read_only="ro" in _chosen(mount_options),
+        develop="develop=no" not in _chosen(mount_options),
+        size_limit_bytes=size_limit_bytes,
         fuse_options=_fuse_options(mount_options),
     )
     where = resolve_mountpoint(mountpoint)
@@ -120,7 +134,7 @@ def _fuse_options(mount_options: tuple[str, ...]) -> frozenset[str]:
             chosen.discard(_UNSET_FLAGS[option])
         elif option in _FUSE_FLAGS:
             chosen.add(option)
-        elif option not in _IGNORED_FLAGS:
+        elif option not in _IGNORED_FLAGS | _OWN_OPTIONS:
             raise MountError(f"mount option {option!r} is not known; see latentfs mount --help")
     return frozenset(chosen)
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 import pyfuse3
 
 from latentfs.latents.recipe import Recipe
+from latentfs.store.live_store import Space
 from latentfs.store.records import Inode, LatentContent, Totals
 from latentfs.store.snapshot import Snapshot
-from latentfs.store.tables import CHUNK_BYTES
+from latentfs.store.tables import CHUNK_BYTES, NAME_BYTES_MAX
 
-__all__ = ["XATTR_PREFIX", "entry", "filesystem", "xattr", "xattr_names"]
+__all__ = ["XATTR_PREFIX", "entry", "filesystem", "xattr"]
 
 XATTR_PREFIX = b"user.latentfs."
 
@@ -20,8 +20,12 @@ XATTR_PREFIX = b"user.latentfs."
 # attributes may be kept for long.
 _TIMEOUT_S = 3600
 _BLOCK_BYTES = 512
+_PAGE_BYTES = 4096
 _INODE_BYTES = 256
 _IO_BYTES = 128 * 1024
+# Python's files, and C's, read that much for the first byte that is wanted of them; so those who
+# only look at what a picture is ask for no more than its head.
+_PICTURE_IO_BYTES = 4096
 
 
 def entry(ino: int, inode: Inode) -> pyfuse3.EntryAttributes:
@@ -33,7 +37,7 @@ def entry(ino: int, inode: Inode) -> pyfuse3.EntryAttributes:
     attributes.st_gid = inode.gid
     attributes.st_size = inode.size_bytes
     attributes.st_rdev = inode.rdev
-    attributes.st_blksize = _IO_BYTES
+    attributes.st_blksize = _IO_BYTES if inode.content is None else _PICTURE_IO_BYTES
     attributes.st_blocks = _blocks(inode)
     attributes.st_atime_ns = inode.mtime_ns if inode.atime_ns is None else inode.atime_ns
     attributes.st_mtime_ns = inode.mtime_ns
@@ -54,18 +58,15 @@ def _blocks(inode: Inode) -> int:
     return min(plain, inode.chunks * CHUNK_BYTES // _BLOCK_BYTES)
 
 
-def filesystem(disk: os.statvfs_result, totals: Totals) -> pyfuse3.StatvfsData:
-    """The space of the disk that holds the store, and the store's own number of files."""
+def filesystem(space: Space, totals: Totals) -> pyfuse3.StatvfsData:
+    """The space there is, and the store's own number of files; there is no limit on that."""
     data = pyfuse3.StatvfsData()
-    data.f_bsize = disk.f_bsize
-    data.f_frsize = disk.f_frsize
-    data.f_blocks = disk.f_blocks
-    data.f_bfree = disk.f_bfree
-    data.f_bavail = disk.f_bavail
-    # There is no limit but the space.
-    data.f_ffree = data.f_favail = disk.f_bavail * disk.f_frsize // _INODE_BYTES
+    data.f_bsize = data.f_frsize = _PAGE_BYTES
+    data.f_blocks = space.total_bytes // _PAGE_BYTES
+    data.f_bfree = data.f_bavail = space.free_bytes // _PAGE_BYTES
+    data.f_ffree = data.f_favail = space.free_bytes // _INODE_BYTES
     data.f_files = totals.files + totals.directories + data.f_ffree
-    data.f_namemax = 255
+    data.f_namemax = NAME_BYTES_MAX
     return data
 
 
@@ -107,7 +108,6 @@ def _stored_bytes(snapshot: Snapshot, content: LatentContent) -> str:
 
 
 _XATTRS: dict[bytes, Callable[[Snapshot, LatentContent], str | None]] = {
-    b"kind": lambda snapshot, content: "latent",
     b"vae": _vae_name,
     b"recipe": lambda snapshot, content: content.recipe.hex(),
     b"dtype": _dtype,
@@ -121,14 +121,22 @@ _XATTRS: dict[bytes, Callable[[Snapshot, LatentContent], str | None]] = {
 
 def xattr(snapshot: Snapshot, inode: Inode, name: bytes) -> bytes | None:
     """Return the value of ``user.latentfs.*`` *name*, None where the file has no such."""
-    value_of = _XATTRS.get(name.removeprefix(XATTR_PREFIX))
-    if inode.content is None or value_of is None:
+    key = name.removeprefix(XATTR_PREFIX)
+    if not inode.is_regular or key == name:
         return None
-    value = value_of(snapshot, inode.content)
+    if key == b"kind":
+        value: str | None = _kind(inode)
+    elif key == b"stored_bytes" and inode.latent_file is not None:
+        value = str(sum(snapshot.payload_bytes(payload) for payload in inode.payloads))
+    else:
+        value_of = _XATTRS.get(key)
+        if inode.content is None or value_of is None:
+            return None
+        value = value_of(snapshot, inode.content)
     return None if value is None else value.encode("utf-8", "surrogateescape")
 
 
-def xattr_names(inode: Inode) -> list[bytes]:
-    if inode.content is None:
-        return []
-    return [XATTR_PREFIX + name for name in _XATTRS]
+def _kind(inode: Inode) -> str:
+    if inode.content is not None:
+        return "latent"
+    return "blob" if inode.latent_file is None else "latent-file"

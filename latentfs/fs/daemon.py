@@ -29,6 +29,7 @@ from latentfs.fs.prefetch import SequenceDetector
 from latentfs.fs.renditions import Renditions, open_renditions
 from latentfs.fs.tuning import MAX_BACKGROUND, tune
 from latentfs.fs.warm_up import warm_up_jobs
+from latentfs.ingest.developer import Developer
 from latentfs.render.scheduler import Scheduler, open_scheduler
 from latentfs.store.daemon_lock import DaemonLock
 from latentfs.store.live_store import LiveStore, open_live_store
@@ -57,6 +58,9 @@ class MountOptions:
         device: what renders: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``.
         prefetch_files: rendered ahead of a reader that goes through a directory; 0 for none.
         read_only: whether nothing may be changed through the mount.
+        develop: whether latent files that are written become pictures, and copies of pictures
+            share their payloads.
+        size_limit_bytes: that the database may take; None for all the space there is.
         fuse_options: passed on to the kernel, such as ``allow_other``.
     """
 
@@ -65,6 +69,8 @@ class MountOptions:
     device: str
     prefetch_files: int
     read_only: bool
+    develop: bool
+    size_limit_bytes: int | None
     fuse_options: frozenset[str]
 
 
@@ -111,7 +117,11 @@ class _Daemon:
         options = self._options
         cache = PixelCache(budget_bytes=options.cache_bytes)
         async with (
-            open_live_store(self._store, writable=not options.read_only) as store,
+            open_live_store(
+                self._store,
+                writable=not options.read_only,
+                size_limit_bytes=options.size_limit_bytes,
+            ) as store,
             open_scheduler(
                 render_timeout_s=options.render_timeout_s,
                 device=options.device,
@@ -128,15 +138,23 @@ class _Daemon:
                 SequenceDetector(files_max=options.prefetch_files),
                 ahead_bytes=options.cache_bytes // _AHEAD_CACHE_PARTS,
             )
+            developer = Developer(
+                store,
+                scheduler,
+                name_of=operations.name_of,
+                is_being_written=operations.is_being_written,
+            )
+            if options.develop:
+                operations.on_finished = developer.finished
             self._mount(operations)
 
             def status() -> dict[str, Any]:
-                return self._status(store, operations, renditions, scheduler, cache)
+                return self._status(store, operations, renditions, scheduler, cache, developer)
 
             try:
                 commands = {"status": status, "renders": lambda: _renders(renditions)}
                 async with serve_control(self._store.path, commands):
-                    await self._serve(renditions)
+                    await self._serve(renditions, developer)
             finally:
                 pyfuse3.close(unmount=True)
 
@@ -155,8 +173,9 @@ class _Daemon:
                 "permitted, and user_allow_other set in /etc/fuse.conf where it is needed?"
             ) from error
 
-    async def _serve(self, renditions: Renditions) -> None:
+    async def _serve(self, renditions: Renditions, developer: Developer) -> None:
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(developer.run)
             await nursery.start(self._await_signals, renditions)
             nursery.start_soon(follow_changes, self._store)
             nursery.start_soon(self._become_ready)
@@ -186,6 +205,7 @@ class _Daemon:
         renditions: Renditions,
         scheduler: Scheduler,
         cache: PixelCache,
+        developer: Developer,
     ) -> dict[str, Any]:
         rendered, counted = scheduler.statistics(), operations.statistics()
         flights = renditions.statistics()
@@ -215,6 +235,7 @@ class _Daemon:
             **dataclasses.asdict(counted.files),
             "errors_total": counted.errors_total,
             **dataclasses.asdict(store.live_statistics()),
+            **dataclasses.asdict(developer.statistics()),
             "cache": dataclasses.asdict(cache.statistics()),
         }
 

@@ -30,7 +30,8 @@ class _OpenDirectory:
 
     Attributes:
         ino: of the directory.
-        names: those listed so far, by position behind ``.`` and ``..``.
+        names: those listed last, by position behind ``.`` and ``..``; kept when the reader goes
+            back, as it may return.
     """
 
     ino: int
@@ -76,19 +77,19 @@ class Directories:
                 if not pyfuse3.readdir_reply(token, name, entry, position + 1):
                     return
                 if position >= len(_OWN_NAMES):
-                    directory.names.append(name)
+                    index = position - len(_OWN_NAMES)
+                    directory.names[index : index + 1] = [name]
 
     def _entries(
         self, snapshot: Snapshot, directory: _OpenDirectory, start_id: int
     ) -> Iterator[tuple[int, bytes, int]]:
-        """Yield (position, name, ino) from a position on, and forget what was behind it before."""
-        listed = max(0, start_id - len(_OWN_NAMES))
-        del directory.names[listed:]
+        """Yield (position, name, ino) from a position on."""
+        listed = min(max(0, start_id - len(_OWN_NAMES)), len(directory.names))
         if start_id < len(_OWN_NAMES):
             inode = require(snapshot, directory.ino)
             own = (directory.ino, inode.parent_ino)
             yield from ((i, _OWN_NAMES[i], own[i]) for i in range(start_id, len(_OWN_NAMES)))
-        after = directory.names[-1] if directory.names else b""
+        after = directory.names[listed - 1] if listed else b""
         entries = snapshot.entries(directory.ino, after=after)
         for position, (name, ino) in enumerate(entries, listed + len(_OWN_NAMES)):
             yield position, name, ino

@@ -11,6 +11,7 @@ from pyfuse3 import FUSEError
 from latentfs.fs import attributes
 from latentfs.fs.attributes import XATTR_PREFIX
 from latentfs.fs.open_inodes import require
+from latentfs.ingest.developer import VAE_XATTR
 from latentfs.store.live_store import LiveStore
 from latentfs.store.tables import NAME_BYTES_MAX
 
@@ -37,12 +38,21 @@ class ExtendedAttributes:
         return value
 
     def names(self, ino: int) -> Sequence[bytes]:
+        """Return those that may be copied.
+
+        Those that tell of a file are not among them: ``cp -a`` and ``rsync -X`` would want to set
+        them on the copy.
+        """
         with self._store.read() as snapshot:
-            own = attributes.xattr_names(require(snapshot, ino))
-            return [*own, *snapshot.xattr_names(ino)]
+            require(snapshot, ino)
+            names = list(snapshot.xattr_names(ino))
+        return [name for name in names if name == VAE_XATTR or not name.startswith(XATTR_PREFIX)]
 
     async def set(self, ino: int, name: bytes, value: bytes) -> None:
-        _require_settable(name)
+        if name == VAE_XATTR:
+            self._require_vae(ino, value)
+        else:
+            _require_settable(name)
         if len(name) > NAME_BYTES_MAX:
             raise FUSEError(errno.ERANGE)
         await self._store.may_change()
@@ -50,10 +60,19 @@ class ExtendedAttributes:
             transaction.set_xattr(ino, name, value)
 
     async def remove(self, ino: int, name: bytes) -> None:
-        _require_settable(name)
+        if name != VAE_XATTR:
+            _require_settable(name)
         await self._store.may_change()
         with self._store.change() as transaction:
             transaction.remove_xattr(ino, name)
+
+    def _require_vae(self, ino: int, name: bytes) -> None:
+        """Only a folder has one to choose, and only of those in the store."""
+        with self._store.read() as snapshot:
+            if not require(snapshot, ino).is_directory:
+                raise FUSEError(errno.EPERM)
+            if name.decode("utf-8", "replace") not in dict(snapshot.vaes()):
+                raise FUSEError(errno.EINVAL)
 
 
 def _require_kept(name: bytes) -> None:
@@ -61,6 +80,8 @@ def _require_kept(name: bytes) -> None:
         # Not "no such attribute" but "not supported": ls then asks for labels and ACLs once a file
         # system instead of twice a file.
         raise FUSEError(errno.ENOTSUP)
+    if name in _KEPT:
+        raise FUSEError(errno.EINVAL)
 
 
 def _require_settable(name: bytes) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import stat
 import time
+from collections import OrderedDict
+from collections.abc import Callable
 
 import pyfuse3
 from pyfuse3 import EntryAttributes, FUSEError, RequestContext
@@ -22,17 +24,43 @@ __all__ = ["Names"]
 _ENTRY_BYTES = 512
 """About what a new inode and its entry take on disk."""
 _TARGET_BYTES_MAX = 4095
+_NAMES_SEEN_MAX = 10_000
 
 
 class Names:
-    """The tree of names under a mount.  Permissions are the kernel's to check."""
+    """The tree of names under a mount.  Permissions are the kernel's to check.
+
+    Args:
+        on_renamed: called with each inode that has got another name.
+    """
 
     def __init__(
-        self, store: LiveStore, open_inodes: OpenInodes, detector: SequenceDetector
+        self,
+        store: LiveStore,
+        open_inodes: OpenInodes,
+        detector: SequenceDetector,
+        *,
+        on_renamed: Callable[[int], None],
     ) -> None:
         self._store = store
         self._open_inodes = open_inodes
         self._detector = detector
+        self._on_renamed = on_renamed
+        self._seen: OrderedDict[int, tuple[int, bytes]] = OrderedDict()
+
+    def name_of(self, ino: int) -> tuple[int, bytes] | None:
+        """Return (parent ino, name) by which a file was last asked for, if it still has that."""
+        seen = self._seen.get(ino)
+        if seen is None:
+            return None
+        with self._store.read() as snapshot:
+            return seen if snapshot.lookup(*seen) == ino else None
+
+    def _saw(self, ino: int, parent_ino: int, name: bytes) -> None:
+        self._seen[ino] = (parent_ino, name)
+        self._seen.move_to_end(ino)
+        if len(self._seen) > _NAMES_SEEN_MAX:
+            self._seen.popitem(last=False)
 
     def lookup(self, parent_ino: int, name: bytes) -> EntryAttributes:
         if len(name) > NAME_BYTES_MAX:
@@ -44,6 +72,7 @@ class Names:
             inode = require(snapshot, ino)
             if inode.is_regular:
                 self._detector.saw_name(ino, parent_ino, name)
+                self._saw(ino, parent_ino, name)
             return attributes.entry(ino, inode)
 
     async def make(
@@ -63,6 +92,8 @@ class Names:
         with self._store.change(adds_bytes=_ENTRY_BYTES) as transaction:
             inode = _new_inode(transaction, parent_ino, mode, ctx, rdev=rdev, target=target)
             ino = transaction.make(parent_ino, name, inode)
+        if inode.is_regular:
+            self._saw(ino, parent_ino, name)
         return attributes.entry(ino, inode)
 
     async def link(self, ino: int, parent_ino: int, name: bytes) -> EntryAttributes:
@@ -83,20 +114,27 @@ class Names:
     ) -> None:
         if flags & ~(pyfuse3.RENAME_EXCHANGE | pyfuse3.RENAME_NOREPLACE):
             raise FUSEError(errno.EINVAL)
+        moved = [(new_parent_ino, new_name)]
         await self._store.may_change()
         with self._store.change() as transaction:
             if flags & pyfuse3.RENAME_EXCHANGE:
                 transaction.exchange(parent_ino, name, new_parent_ino, new_name)
-                return
-            orphan = transaction.rename(
-                parent_ino,
-                name,
-                new_parent_ino,
-                new_name,
-                may_replace=not flags & pyfuse3.RENAME_NOREPLACE,
-            )
-            if orphan is not None:
-                self._open_inodes.discard_unless_open(transaction, orphan)
+                moved.append((parent_ino, name))
+            else:
+                orphan = transaction.rename(
+                    parent_ino,
+                    name,
+                    new_parent_ino,
+                    new_name,
+                    may_replace=not flags & pyfuse3.RENAME_NOREPLACE,
+                )
+                if orphan is not None:
+                    self._open_inodes.discard_unless_open(transaction, orphan)
+            inos = [transaction.lookup(*entry) for entry in moved]
+        for entry, ino in zip(moved, inos, strict=True):
+            if ino is not None:
+                self._saw(ino, *entry)
+                self._on_renamed(ino)
 
 
 def _new_inode(

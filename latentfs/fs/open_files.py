@@ -9,7 +9,7 @@ import logging
 import os
 import stat
 from collections import Counter
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from math import inf
 from typing import Any
@@ -19,6 +19,8 @@ from pyfuse3 import EntryAttributes, FUSEError, RequestContext, SetattrFields
 
 from latentfs.errors import LatentfsError, RenderError
 from latentfs.fs import attributes
+from latentfs.fs.heads import Heads
+from latentfs.fs.latent_files import latent_file_bytes
 from latentfs.fs.open_inodes import OpenInodes, require
 from latentfs.fs.prefetch import SequenceDetector
 from latentfs.fs.readers import is_gone, reader_of
@@ -26,7 +28,7 @@ from latentfs.fs.renditions import Renditions
 from latentfs.render.job_queue import Reader
 from latentfs.render.jobs import content_key
 from latentfs.store.live_store import LiveStore
-from latentfs.store.records import Inode
+from latentfs.store.records import Inode, LatentContent
 
 __all__ = ["OpenFileStatistics", "OpenFiles"]
 
@@ -45,6 +47,9 @@ class OpenFileStatistics:
     Attributes:
         reads_total: read requests that reached the daemon; the page cache answers most others.
         read_bytes_total: bytes they were given.
+        head_reads_total: reads of pictures that ended in front of the pixel data, so that no
+            render was needed.
+        heads_shown_total: opens at which the kernel was given that part of a picture.
         writes_total: write requests.
         written_bytes_total: bytes they brought.
         opens_total: files opened.
@@ -54,11 +59,17 @@ class OpenFileStatistics:
 
     reads_total: int
     read_bytes_total: int
+    head_reads_total: int
+    heads_shown_total: int
     writes_total: int
     written_bytes_total: int
     opens_total: int
     open_files: int
     pinned_bytes: int
+
+
+class _OverwrittenError(Exception):
+    """A file's bytes could not be had because it has others by now."""
 
 
 @dataclass(slots=True)
@@ -74,6 +85,9 @@ class _OpenFile:
         inode: as it was when last looked at.
         reader: whose turn its renders take.
         opener_pid: process that opened it.
+        writable: whether it was opened to be written.
+        written: whether something was.
+        shows_pixels: whether pixel data of a picture were asked for.
         rendition: of the content *rendition_of*.
         waiting: a scope for each read that waits; cancelled when nobody can take the answer.
     """
@@ -82,6 +96,9 @@ class _OpenFile:
     inode: Inode
     reader: Reader
     opener_pid: int
+    writable: bool = False
+    written: bool = False
+    shows_pixels: bool = False
     rendition: bytes | None = None
     rendition_of: Hashable = None
     failed_until_s: float = -inf
@@ -104,6 +121,7 @@ class OpenFiles:
         handles: itertools.count[int],
         *,
         ahead_bytes: int,
+        on_written: Callable[[int], None],
     ) -> None:
         self._store = store
         self._renditions = renditions
@@ -111,15 +129,21 @@ class OpenFiles:
         self._detector = detector
         self._handles = handles
         self._ahead_bytes = ahead_bytes
+        self._on_written = on_written
         self._files: dict[int, _OpenFile] = {}
+        self._writers: Counter[int] = Counter()
+        self._unfinished: set[int] = set()
         self._pinned: dict[int, _OpenFile] = {}
         self._pinned_bytes = 0
+        self._heads = Heads()
         self._counts: Counter[str] = Counter()
 
     def statistics(self) -> OpenFileStatistics:
         return OpenFileStatistics(
             reads_total=self._counts["reads"],
             read_bytes_total=self._counts["read_bytes"],
+            head_reads_total=self._counts["head_reads"],
+            heads_shown_total=self._counts["heads_shown"],
             writes_total=self._counts["writes"],
             written_bytes_total=self._counts["written_bytes"],
             opens_total=self._counts["opens"],
@@ -135,26 +159,108 @@ class OpenFiles:
             inode = require(snapshot, ino)
         if inode.is_directory:
             raise FUSEError(errno.EISDIR)
-        if flags & os.O_TRUNC and flags & os.O_ACCMODE != os.O_RDONLY:
-            await self.resize(ino, 0, reader_of(ctx.uid, ctx.pid), clears_set_ids=True)
-        handle = self.opened(ino, inode, ctx)
-        if inode.content is not None:
-            try:
-                self._render_ahead(self._files[handle].reader, ino)
-            except LatentfsError as error:  # a damaged neighbour is no reason to refuse this file
-                log.warning("nothing is rendered ahead of inode %d: %s", ino, error)
-        return handle
+        if flags & os.O_TRUNC:  # also of a handle that is only read: so does Linux
+            # The kernel does it at every other change of the bytes; root's own leave the bits.
+            is_root = ctx.uid == 0
+            await self.resize(ino, 0, reader_of(ctx.uid, ctx.pid), clears_set_ids=not is_root)
+        elif inode.content is not None and not self._open_inodes.is_open(ino):
+            self._show_head(ino, inode.content)
+        return self.opened(ino, inode, flags, ctx)
 
-    def opened(self, ino: int, inode: Inode, ctx: RequestContext) -> int:
+    def _show_head(self, ino: int, content: LatentContent) -> None:
+        try:
+            with self._store.read() as snapshot:
+                self._counts["heads_shown"] += self._heads.show_kernel(snapshot, ino, content)
+        except (LatentfsError, OSError) as error:  # a read says more, if there is one
+            log.warning("the head of inode %d is not shown to the kernel: %s", ino, error)
+
+    def opened(self, ino: int, inode: Inode, flags: int, ctx: RequestContext) -> int:
         """Return a new handle of a file that is there."""
         handle = next(self._handles)
-        self._files[handle] = _OpenFile(ino, inode, reader_of(ctx.uid, ctx.pid), ctx.pid)
+        writable = flags & os.O_ACCMODE != os.O_RDONLY
+        self._files[handle] = _OpenFile(
+            ino,
+            inode,
+            reader_of(ctx.uid, ctx.pid),
+            ctx.pid,
+            writable=writable,
+            written=writable and bool(flags & os.O_TRUNC),
+        )
+        if writable:
+            self._writers[ino] += 1
         self._open_inodes.opened(ino)
         self._counts["opens"] += 1
         return handle
 
+    def closing(self, fh: int) -> None:
+        """Give up reads that a killed process waits for.  Comes at each close of a descriptor.
+
+        A killed reader does not wait for the readahead it has started, and the kernel says nothing
+        else of it before that is answered.
+        """
+        file = self._files.get(fh)
+        if file is not None and file.waiting and is_gone(file.opener_pid):
+            for scope in file.waiting:
+                scope.cancel()
+
+    async def close(self, fh: int) -> None:
+        self._unpin(fh)
+        file = self._files.pop(fh, None)
+        if file is None:
+            return
+        if file.written:
+            self._unfinished.add(file.ino)
+        if file.writable:
+            self._writers[file.ino] -= 1
+            if not self._writers[file.ino]:
+                del self._writers[file.ino]
+                if file.ino in self._unfinished:
+                    self._unfinished.remove(file.ino)
+                    self._on_written(file.ino)
+        await self._open_inodes.closed(file.ino)
+
+    def is_being_written(self, ino: int) -> bool:
+        """Whether somebody has the file open to write into it."""
+        return ino in self._writers
+
+    # Reading
+
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        self._counts["reads"] += 1
+        file = self._files[fh]
+        with self._store.read() as snapshot:
+            # Another process may have removed the file; it can be read until it is closed.
+            inode = file.inode = snapshot.inode(file.ino) or file.inode
+            end = min(off + size, inode.size_bytes)
+            if inode.is_chunked:
+                self._unpin(fh)
+                piece = snapshot.bytes_of(file.ino, offset=min(off, end), end=end)
+                self._counts["read_bytes"] += len(piece)
+                return piece
+            if inode.content is not None and file.rendition is None:
+                head = self._heads.piece(snapshot, inode.content, offset=off, end=end)
+                if head is not None:
+                    self._counts["head_reads"] += 1
+                    self._counts["read_bytes"] += len(head)
+                    return head
+        self._pixels_asked_for(file)
+        try:
+            return await self._read_picture(fh, file, off, end)
+        except _OverwrittenError:
+            return await self.read(fh, off, size)
+
+    def _pixels_asked_for(self, file: _OpenFile) -> None:
+        """Follow the reader through the directory: only here, as many look at heads alone."""
+        if file.shows_pixels or file.inode.content is None:
+            return
+        file.shows_pixels = True
+        try:
+            self._render_ahead(file.reader, file.ino)
+        except LatentfsError as error:  # a damaged neighbour is no reason to refuse this file
+            log.warning("nothing is rendered ahead of inode %d: %s", file.ino, error)
+
     def _render_ahead(self, reader: Reader, ino: int) -> None:
-        """Have what *reader* will probably open next rendered, within the budget."""
+        """Have what *reader* will probably read next rendered, within the budget."""
         with self._store.read() as snapshot:
 
             def next_files(parent_ino: int, name: bytes) -> Iterator[tuple[bytes, int]]:
@@ -174,41 +280,9 @@ class OpenFiles:
                 is_ahead = functools.partial(self._detector.is_wanted, reader, next_ino)
                 self._renditions.prefetch(next_ino, record, is_ahead)
 
-    def closing(self, fh: int) -> None:
-        """Give up reads that a killed process waits for.  Comes at each close of a descriptor.
-
-        A killed reader does not wait for the readahead it has started, and the kernel says nothing
-        else of it before that is answered.
-        """
-        file = self._files.get(fh)
-        if file is not None and file.waiting and is_gone(file.opener_pid):
-            for scope in file.waiting:
-                scope.cancel()
-
-    async def close(self, fh: int) -> None:
-        self._unpin(fh)
-        file = self._files.pop(fh, None)
-        if file is not None:
-            await self._open_inodes.closed(file.ino)
-
-    # Reading
-
-    async def read(self, fh: int, off: int, size: int) -> bytes:
-        self._counts["reads"] += 1
-        file = self._files[fh]
-        with self._store.read() as snapshot:
-            # Another process may have removed the file; it can be read until it is closed.
-            inode = file.inode = snapshot.inode(file.ino) or file.inode
-            end = min(off + size, inode.size_bytes)
-            if inode.content is None:
-                piece = snapshot.bytes_of(file.ino, offset=min(off, end), end=end)
-                self._counts["read_bytes"] += len(piece)
-                return piece
-        return await self._read_picture(fh, file, off, end)
-
     async def _read_picture(self, fh: int, file: _OpenFile, off: int, end: int) -> bytes:
         rendition, inode = file.rendition, file.inode
-        if rendition is None or file.rendition_of != content_key(inode):
+        if rendition is None or file.rendition_of != _key(inode):
             rendition = await self._rendition(file, inode)
         if end >= inode.size_bytes:
             self._unpin(fh)
@@ -224,7 +298,7 @@ class OpenFiles:
         self._pinned[fh] = file
         self._pinned_bytes += len(rendition)
         file.rendition = rendition
-        file.rendition_of = content_key(inode)
+        file.rendition_of = _key(inode)
         while self._pinned_bytes > _PINNED_BYTES_MAX:
             self._unpin(next(iter(self._pinned)))
 
@@ -241,7 +315,7 @@ class OpenFiles:
         file.waiting.add(scope)
         try:
             with scope:
-                return await self._renditions.get(file.ino, inode, file.reader)
+                return await self._whole(file.ino, inode, file.reader)
         except LatentfsError as error:
             file.failed_until_s = trio.current_time() + _FAILED_FOR_S
             source = inode.content.source.name if inode.content else "nothing"
@@ -249,6 +323,24 @@ class OpenFiles:
         finally:
             file.waiting.discard(scope)
         raise FUSEError(errno.EINTR)
+
+    async def _whole(self, ino: int, inode: Inode, reader: Reader) -> bytes:
+        """Return all bytes of a file that isn't kept in chunks.
+
+        Raises:
+            _OverwrittenError: it was overwritten before they were fetched.
+            LatentfsError: they can't be had.
+        """
+        try:
+            if inode.latent_file is not None:
+                return await latent_file_bytes(self._store, inode.latent_file)
+            return await self._renditions.get(ino, inode, reader)
+        except LatentfsError as error:
+            with self._store.read() as snapshot:
+                now = snapshot.inode(ino)
+            if now is None or _key(now) == _key(inode):
+                raise
+            raise _OverwrittenError from error
 
     # Writing
 
@@ -259,6 +351,7 @@ class OpenFiles:
         with self._store.change(adds_bytes=len(data) + _INODE_BYTES) as transaction:
             inode = transaction.require(file.ino)
             file.inode = transaction.write_bytes(file.ino, inode, offset=off, data=data)
+        file.written = True
         self._counts["written_bytes"] += len(data)
         return len(data)
 
@@ -276,12 +369,17 @@ class OpenFiles:
             await self._make_writable(ino, reader)
         with self._store.change(adds_bytes=_INODE_BYTES if size_bytes else 0) as transaction:
             inode = transaction.require(ino)
-            if inode.content is not None:
+            if not inode.is_chunked:
                 inode = transaction.make_chunked(ino, inode, b"")
             if clears_set_ids and inode.mode & (stat.S_ISUID | stat.S_ISGID):
                 mode = inode.mode & ~(stat.S_ISUID | stat.S_ISGID)
                 inode = transaction.update(ino, inode, mode=mode)
-            return transaction.truncate(ino, inode, size_bytes=size_bytes)
+            inode = transaction.truncate(ino, inode, size_bytes=size_bytes)
+        if ino in self._writers:
+            self._unfinished.add(ino)
+        elif size_bytes:
+            self._on_written(ino)
+        return inode
 
     async def _make_writable(self, ino: int, reader: Reader) -> None:
         """Wait for a turn to change the store, in which the file is one kept byte for byte."""
@@ -289,14 +387,18 @@ class OpenFiles:
         while True:
             with self._store.read() as snapshot:
                 inode = require(snapshot, ino)
-            if inode.content is None:
+            if inode.is_chunked:
                 return
-            rendition = await self._renditions.get(ino, inode, reader)
+            try:
+                data = await self._whole(ino, inode, reader)
+            except _OverwrittenError:
+                await self._store.may_change()
+                continue
             await self._store.may_change()
-            with self._store.change(adds_bytes=len(rendition)) as transaction:
+            with self._store.change(adds_bytes=len(data)) as transaction:
                 now = transaction.require(ino)
-                if now.content == inode.content:
-                    transaction.make_chunked(ino, now, rendition)
+                if (now.content, now.latent_file) == (inode.content, inode.latent_file):
+                    transaction.make_chunked(ino, now, data)
 
     # Attributes
 
@@ -315,6 +417,11 @@ class OpenFiles:
             inode = transaction.require(ino)
             inode = transaction.update(ino, inode, **_changes(inode, wanted, fields))
         return attributes.entry(ino, inode)
+
+
+def _key(inode: Inode) -> Hashable:
+    """What decides the bytes of a file, None where it is kept in chunks."""
+    return None if inode.is_chunked else inode.latent_file or content_key(inode)
 
 
 def _changes(inode: Inode, wanted: EntryAttributes, fields: SetattrFields) -> dict[str, Any]:

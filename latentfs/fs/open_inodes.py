@@ -25,6 +25,9 @@ class OpenInodes:
     def opened(self, ino: int) -> None:
         self._handles[ino] += 1
 
+    def is_open(self, ino: int) -> bool:
+        return ino in self._handles
+
     async def closed(self, ino: int) -> None:
         """Count a handle less; with the last one an orphan is discarded."""
         self._handles[ino] -= 1

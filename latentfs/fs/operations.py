@@ -13,9 +13,8 @@ Rules:
 from __future__ import annotations
 
 import itertools
-import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pyfuse3
@@ -44,7 +43,11 @@ class OperationStatistics:
 
 
 class LatentOperations(pyfuse3.Operations):
-    """The handlers of one mount."""
+    """The handlers of one mount.
+
+    Attributes:
+        on_finished: called with each file that was written and closed, or renamed.
+    """
 
     supports_dot_lookup = False
     enable_writeback_cache = False
@@ -58,15 +61,24 @@ class LatentOperations(pyfuse3.Operations):
         ahead_bytes: int,
     ) -> None:
         super().__init__()
+        self.on_finished: Callable[[int], None] | None = None
         handles = itertools.count(1)
         open_inodes = OpenInodes(store)
         self._store = store
-        self._names = Names(store, open_inodes, detector)
+        self._names = Names(store, open_inodes, detector, on_renamed=self._finished)
         self._directories = Directories(store, open_inodes, detector, handles)
         self._xattrs = ExtendedAttributes(store)
         self._files = OpenFiles(
-            store, renditions, open_inodes, detector, handles, ahead_bytes=ahead_bytes
+            store,
+            renditions,
+            open_inodes,
+            detector,
+            handles,
+            ahead_bytes=ahead_bytes,
+            on_written=self._finished,
         )
+        self.name_of = self._names.name_of
+        self.is_being_written = self._files.is_being_written
         self._errors_total = 0
 
     def statistics(self) -> OperationStatistics:
@@ -74,6 +86,10 @@ class LatentOperations(pyfuse3.Operations):
 
     def count_error(self) -> None:
         self._errors_total += 1
+
+    def _finished(self, ino: int) -> None:
+        if self.on_finished is not None:
+            self.on_finished(ino)
 
     # Names
 
@@ -172,7 +188,7 @@ class LatentOperations(pyfuse3.Operations):
     async def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:
         with self._store.read() as snapshot:
             totals = snapshot.totals()
-        return attributes.filesystem(os.statvfs(self._store.path), totals)
+        return attributes.filesystem(self._store.space(), totals)
 
     # Directories
 
@@ -201,7 +217,7 @@ class LatentOperations(pyfuse3.Operations):
         mode = stat.S_IFREG | stat.S_IMODE(mode)
         entry = await self._names.make(parent_inode, name, mode, ctx)
         with self._store.read() as snapshot:
-            handle = self._files.opened(entry.st_ino, require(snapshot, entry.st_ino), ctx)
+            handle = self._files.opened(entry.st_ino, require(snapshot, entry.st_ino), flags, ctx)
         return FileInfo(fh=handle, keep_cache=True), entry
 
     @guarded

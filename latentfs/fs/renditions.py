@@ -22,6 +22,7 @@ from latentfs.errors import (
     RenderError,
     RenderFailedError,
     RenderTimeoutError,
+    StoreCorruptError,
 )
 from latentfs.render.job_queue import NOBODY, Order, Priority, Reader
 from latentfs.render.jobs import check_rendition, content_key, job_for_inode
@@ -263,9 +264,13 @@ class Renditions:
                 raise RenderDroppedError("nobody waits for it any more")
             fetch_s = trio.current_time()
             with self._store.read() as snapshot:
-                if snapshot.inode(ino) is None:
-                    raise RenderFailedError(f"inode {ino} was removed while it was open")
-                job = job_for_inode(snapshot, self._store.path, inode)
+                try:
+                    job = job_for_inode(snapshot, self._store.path, inode)
+                except StoreCorruptError as error:
+                    if snapshot.inode(ino) is not None:
+                        raise
+                    # Other files of the same content would have kept what it needs.
+                    raise RenderFailedError(f"inode {ino} was removed while it was open") from error
             fetched_s = trio.current_time()
             flight.order = self._scheduler.submit(
                 job,

@@ -25,16 +25,20 @@ __all__ = [
     "encode_to_size",
     "frame_first",
     "framed_size_bytes",
+    "head",
+    "head_bytes",
+    "with_room",
 ]
 
 _SLACK_DIVISOR = 100
+_SLACK_DIVISOR_WITHOUT_HARDER = 25
 _SLACK_MIN_BYTES = 64
 
 PngLevel = Literal["fast", "small"]
 """How hard a PNG's first encoding tries: `png.Effort.FAST` or `png.Effort.SMALL`."""
 
 
-class Framing(msgspec.Struct, frozen=True):
+class Framing(msgspec.Struct, frozen=True, omit_defaults=True):
     """The format of a file and how it is encoded.
 
     Attributes:
@@ -43,13 +47,18 @@ class Framing(msgspec.Struct, frozen=True):
         encoder: names the encoder, and its settings, that made the first encoding.  Later ones
             begin with it.  Another version of latentfs may encode otherwise; the file keeps its
             size all the same.
+        room_bytes: of what says nothing in front of the pixel data, so that a read which ends
+            within it needs no render; 0 for none.  See `with_room`.
     """
 
     format: Literal["png", "jpeg"]
     quality: int | None
     encoder: str
+    room_bytes: int = 0
 
     def __post_init__(self) -> None:
+        if self.room_bytes < 0:
+            raise InvalidArgumentError(f"a room of {self.room_bytes} bytes is impossible")
         if self.format == "png" and self.quality is not None:
             raise InvalidArgumentError(
                 f"PNG has no quality; {self.quality} was given: leave it out"
@@ -87,11 +96,59 @@ class Fitted:
     pad_s: float
 
 
-def framed_size_bytes(encoded_bytes: int) -> int:
+def with_room(framing: Framing, *, metadata_bytes: int, multiple_bytes: int) -> Framing:
+    """Return *framing* with a room that brings the head to a multiple of *multiple_bytes*.
+
+    Programs that look only at what a picture is read it in blocks up to its pixel data, often more
+    than they use.  Such a head holds their last block.
+
+    Args:
+        metadata_bytes: length of all chunks or segments that the file has.
+    """
+    if framing.quality is None:
+        room = png.room_bytes(metadata_bytes=metadata_bytes, multiple_bytes=multiple_bytes)
+    else:
+        room = jpeg.room_bytes(
+            quality=framing.quality, metadata_bytes=metadata_bytes, multiple_bytes=multiple_bytes
+        )
+    return msgspec.structs.replace(framing, room_bytes=room)
+
+
+def head_bytes(framing: Framing, *, metadata_bytes: int) -> int:
+    """Return the length of `head`."""
+    if framing.quality is None:
+        return png.head_bytes(metadata_bytes=metadata_bytes, room_bytes=framing.room_bytes)
+    return jpeg.head_bytes(
+        quality=framing.quality, metadata_bytes=metadata_bytes, room_bytes=framing.room_bytes
+    )
+
+
+def head(framing: Framing, *, width: int, height: int, metadata: Sequence[bytes]) -> bytes:
+    """Return the first bytes of a file: those that every render of it has, known without one.
+
+    Args:
+        width, height: in pixels.
+        metadata: as in `encode_picture`.
+    """
+    room = framing.room_bytes
+    if framing.quality is None:
+        return png.head(width=width, height=height, metadata=metadata, room_bytes=room)
+    return jpeg.head(
+        width=width,
+        height=height,
+        quality=framing.quality,
+        metadata=metadata,
+        room_bytes=room,
+    )
+
+
+def framed_size_bytes(encoded_bytes: int, *, slack_divisor: int = _SLACK_DIVISOR) -> int:
     """Return the size to give a file whose first encoding took *encoded_bytes*.
 
-    The slack is 1% and 64 bytes.  How much longer a later render encodes than the first, worst of
-    23 generated pictures of 512x512 and 1024x1024, and in the last row of 8 decoded latents:
+    The slack is 1% and 64 bytes; 4% for a JPEG with a room, which can't be encoded harder.
+
+    How much longer a later render encodes than the first, worst of 23 generated pictures of
+    512x512 and 1024x1024, and in the last row of 8 decoded latents:
 
     ==============================================  =====  ========  =========
     8-bit values                                    PNG    JPEG q90  JPEG q100
@@ -109,7 +166,7 @@ def framed_size_bytes(encoded_bytes: int) -> int:
     for PNG of the level "small", and 2-8% for JPEG; a first render without noise and a later one
     with much of it may not fit at all.
     """
-    return encoded_bytes + encoded_bytes // _SLACK_DIVISOR + _SLACK_MIN_BYTES
+    return encoded_bytes + encoded_bytes // slack_divisor + _SLACK_MIN_BYTES
 
 
 def encode_picture(pixels: Pixels, framing: Framing, *, metadata: Sequence[bytes] = ()) -> bytes:
@@ -131,7 +188,8 @@ def frame_first(pixels: Pixels, framing: Framing, *, metadata: Sequence[bytes] =
         InvalidArgumentError: *pixels* has another dtype, shape or memory order.
     """
     data = encode_picture(pixels, framing, metadata=metadata)
-    return _fit(data, framing, framed_size_bytes(len(data)), retries=0)
+    size_bytes = framed_size_bytes(len(data), slack_divisor=_slack_divisor(framing))
+    return _fit(data, framing, size_bytes, retries=0)
 
 
 def encode_to_size(
@@ -160,8 +218,15 @@ def encode_to_size(
     )
 
 
+def _slack_divisor(framing: Framing) -> int:
+    if framing.format == "jpeg" and framing.room_bytes:
+        return _SLACK_DIVISOR_WITHOUT_HARDER
+    return _SLACK_DIVISOR
+
+
 def _fit(data: bytes, framing: Framing, size_bytes: int, *, retries: int) -> Fitted:
-    pad = png.pad if framing.format == "png" else jpeg.pad
+    jpeg_pad = jpeg.pad_end if framing.room_bytes else jpeg.pad
+    pad = png.pad if framing.format == "png" else jpeg_pad
     start_s = time.perf_counter()
     padded = pad(data, size_bytes)
     return Fitted(padded, retries, time.perf_counter() - start_s)
@@ -169,11 +234,18 @@ def _fit(data: bytes, framing: Framing, size_bytes: int, *, retries: int) -> Fit
 
 def _encodings(pixels: Pixels, framing: Framing, metadata: Sequence[bytes]) -> Iterator[bytes]:
     """Yield encodings from the usual one to the hardest, each made when it is asked for."""
-    if framing.quality is None:
+    quality, room = framing.quality, framing.room_bytes
+    if quality is None:
         effort, strips_max = png.ENCODERS.get(framing.encoder, png.ENCODERS[png.FAST_ENCODER])
-        yield png.encode(pixels, metadata=metadata, effort=effort, strips_max=strips_max)
+        yield png.encode(
+            pixels, metadata=metadata, effort=effort, strips_max=strips_max, room_bytes=room
+        )
         for harder in list(png.Effort)[effort + 1 :]:
-            yield png.encode(pixels, metadata=metadata, effort=harder)
+            yield png.encode(pixels, metadata=metadata, effort=harder, room_bytes=room)
+    elif room:
+        # A harder one would have other Huffman tables, in the head that is known without a render.
+        data = jpeg.encode(pixels, quality=quality, metadata=metadata)
+        yield jpeg.pad(data, len(data) + room)
     else:
         for optimize in (False, True):
-            yield jpeg.encode(pixels, quality=framing.quality, metadata=metadata, optimize=optimize)
+            yield jpeg.encode(pixels, quality=quality, metadata=metadata, optimize=optimize)

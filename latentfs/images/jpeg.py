@@ -6,24 +6,41 @@ any other segment.
 
 from __future__ import annotations
 
+import functools
 import io
 import struct
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
+import numpy as np
 import simplejpeg
 from PIL import Image, ImageFile, TiffTags
 
 from latentfs.errors import FramingError, InvalidArgumentError
 from latentfs.images.pixels import Pixels, require_picture
 
-__all__ = ["ENCODER", "encode", "pad", "exif_segment"]
+__all__ = [
+    "ENCODER",
+    "encode",
+    "exif_segment",
+    "head",
+    "head_bytes",
+    "pad",
+    "pad_end",
+    "room_bytes",
+]
 
 ENCODER = "jpeg-turbo-444"
 """Names the encoder behind ``optimize=False`` and its settings."""
 
 _START = b"\xff\xd8"
+_END = b"\xff\xd9"
 _APP0, _APP1, _APP15, _COMMENT = 0xE0, 0xE1, 0xEF, 0xFE
+_FRAME, _SCAN = 0xC0, 0xDA
+# Of a frame header, behind marker, length and precision.
+_HEIGHT_OFFSET = 5
+_DIMENSIONS_BYTES = 4
 
 _LENGTH_BYTES = 2
 _SEGMENT_OVERHEAD_BYTES = 2 + _LENGTH_BYTES
@@ -84,6 +101,55 @@ def pad(data: bytes, size_bytes: int) -> bytes:
     return b"".join((view[:offset], *_padding(gap_bytes), view[offset:]))
 
 
+def pad_end(data: bytes, size_bytes: int) -> bytes:
+    """Return the JPEG file *data* brought to exactly *size_bytes* with fill bytes before its end.
+
+    Nothing in front of the pixel data changes.
+
+    Raises:
+        FramingError: *data* is longer than that, or does not end as a JPEG file does.
+    """
+    gap_bytes = size_bytes - len(data)
+    if gap_bytes < 0:
+        raise FramingError(
+            f"a JPEG of {len(data)} bytes is longer than the {size_bytes} it has to be padded to"
+        )
+    if not data.endswith(_END):
+        raise FramingError(f"{len(data)} bytes don't end in an EOI marker; only a whole JPEG pads")
+    return b"".join((memoryview(data)[: -len(_END)], gap_bytes * b"\xff", _END))
+
+
+def head(
+    *, width: int, height: int, quality: int, metadata: Sequence[bytes], room_bytes: int
+) -> bytes:
+    """Return how a file of these begins, whatever its pixels are.
+
+    With a room that is all in front of the pixel data, the Huffman tables too, so that only the
+    usual encoding will do.  Without one it ends early: padding may be anywhere behind.
+    """
+    beginning = _beginning(quality)
+    if room_bytes == 0:
+        return beginning.start
+    dimensions = struct.pack(">HH", height, width)
+    tables = (beginning.to_dimensions, dimensions, beginning.to_pixels)
+    whole = b"".join((beginning.start, *metadata, *tables))
+    return pad(whole, len(whole) + room_bytes)
+
+
+def head_bytes(*, quality: int, metadata_bytes: int, room_bytes: int) -> int:
+    """Return the length of `head`."""
+    beginning = _beginning(quality)
+    if room_bytes == 0:
+        return len(beginning.start)
+    return sum(map(len, beginning)) + _DIMENSIONS_BYTES + metadata_bytes + room_bytes
+
+
+def room_bytes(*, quality: int, metadata_bytes: int, multiple_bytes: int) -> int:
+    """Return the room that brings a head to a multiple of *multiple_bytes*; at least 1."""
+    least = head_bytes(quality=quality, metadata_bytes=metadata_bytes, room_bytes=1)
+    return 1 + -least % multiple_bytes
+
+
 def exif_segment(fields: Mapping[int, str]) -> bytes | None:
     """Return an APP1 Exif segment with *fields*, IFD0 tag number to text.
 
@@ -137,8 +203,47 @@ def _optimized(pixels: Pixels, quality: int) -> bytes:
     return target.getvalue()
 
 
+class _Beginning(NamedTuple):
+    """How the usual encoding of any picture begins.
+
+    Attributes:
+        start: SOI and APP0; metadata come behind it.
+        to_dimensions: from there to the frame header's height and width.
+        to_pixels: from behind these to the end of the scan header.
+    """
+
+    start: bytes
+    to_dimensions: bytes
+    to_pixels: bytes
+
+
+@functools.lru_cache(maxsize=100)
+def _beginning(quality: int) -> _Beginning:
+    """Found by encoding a picture of one block; all but the dimensions hangs on the quality."""
+    data = _fast(np.zeros((8, 8, 3), np.uint8), quality)
+    start_end = dimensions = 0
+    for marker, offset, end in _segments(data):
+        if marker == _APP0:
+            start_end = end
+        elif marker == _FRAME:
+            dimensions = offset + _HEIGHT_OFFSET
+        elif marker == _SCAN:
+            break
+    return _Beginning(
+        data[:start_end], data[start_end:dimensions], data[dimensions + _DIMENSIONS_BYTES : end]
+    )
+
+
 def _leading_segments(data: bytes) -> Iterator[tuple[int, int]]:
     """Yield (marker code, end offset) of each APPn and COM segment before any other marker."""
+    for marker, _, end in _segments(data):
+        if not (_APP0 <= marker <= _APP15 or marker == _COMMENT):
+            return
+        yield marker, end
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield (marker code, offset, end offset) of the segments up to the first scan's data."""
     if not data.startswith(_START):
         raise FramingError(f"not a JPEG file: it starts with {data[:2]!r}")
     offset = len(_START)
@@ -146,11 +251,9 @@ def _leading_segments(data: bytes) -> Iterator[tuple[int, int]]:
         header = data[offset : offset + _SEGMENT_OVERHEAD_BYTES]
         if len(header) < _SEGMENT_OVERHEAD_BYTES or header[0] != 0xFF:
             raise FramingError(f"damaged JPEG file: no marker segment at byte {offset}")
-        marker = header[1]
-        if not (_APP0 <= marker <= _APP15 or marker == _COMMENT):
-            return
-        offset += 2 + int.from_bytes(header[2:], "big")
-        yield marker, offset
+        end = offset + 2 + int.from_bytes(header[2:], "big")
+        yield header[1], offset, end
+        offset = end
 
 
 def _padding(gap_bytes: int) -> Iterator[bytes]:

@@ -29,6 +29,9 @@ __all__ = [
     "Effort",
     "Encoder",
     "encode",
+    "head_bytes",
+    "head",
+    "room_bytes",
     "pad",
     "chunk",
     "text_chunk",
@@ -42,6 +45,15 @@ PADDING_CHUNK = b"lfPD"
 """
 
 _CHUNK_OVERHEAD_BYTES = 12
+_IHDR_BYTES = _CHUNK_OVERHEAD_BYTES + 13
+
+_ZLIB_HEADER = b"\x78\x01"
+"""Deflate with a window of 32 KiB, no dictionary, the fastest level."""
+
+_EMPTY_BLOCK = b"\x00\x00\x00\xff\xff"
+"""A stored block of length 0, not the last one: it inflates to nothing."""
+
+_ROOM_BYTES_MIN = _CHUNK_OVERHEAD_BYTES + len(_ZLIB_HEADER)
 _MAX_KEYWORD_BYTES = 79
 
 _RGB8 = (8, 2, 0, 0, 0)
@@ -96,21 +108,63 @@ def encode(
     metadata: Sequence[bytes] = (),
     effort: Effort = Effort.FAST,
     strips_max: int = 1,
+    room_bytes: int = 0,
 ) -> bytes:
     """Return *pixels*, uint8 [H, W, 3] RGB in C order, as a PNG file.
 
     Args:
         metadata: serialised ancillary chunks, put verbatim and in order between IHDR and IDAT.
         strips_max: how many strips of the picture FAST compresses at the same time, at most.
+        room_bytes: of a first IDAT chunk that says nothing of the pixels; see `room_bytes`.
 
     Raises:
-        InvalidArgumentError: *pixels* has another dtype, shape or memory order.
+        InvalidArgumentError: *pixels* has another dtype, shape or memory order, or no chunk has
+            *room_bytes*.
     """
     require_picture(pixels)
     height, width, _ = pixels.shape
+    start = head(width=width, height=height, metadata=metadata, room_bytes=room_bytes)
+    data = _compressed(pixels.reshape(height, width * 3), effort, strips_max)
+    if room_bytes:
+        data = data[len(_ZLIB_HEADER) :]
+    return b"".join((start, chunk(b"IDAT", data), _END))
+
+
+def head(*, width: int, height: int, metadata: Sequence[bytes], room_bytes: int = 0) -> bytes:
+    """Return how a file of these begins, whatever its pixels are.
+
+    Raises:
+        InvalidArgumentError: no chunk has *room_bytes*.
+    """
     header = chunk(b"IHDR", struct.pack(">II5B", width, height, *_RGB8))
-    data = chunk(b"IDAT", _compressed(pixels.reshape(height, width * 3), effort, strips_max))
-    return b"".join((SIGNATURE, header, *metadata, data, _END))
+    return b"".join((SIGNATURE, header, *metadata, _room(room_bytes)))
+
+
+def head_bytes(*, metadata_bytes: int, room_bytes: int = 0) -> int:
+    """Return the length of `head`."""
+    return len(SIGNATURE) + _IHDR_BYTES + metadata_bytes + room_bytes
+
+
+def room_bytes(*, metadata_bytes: int, multiple_bytes: int) -> int:
+    """Return the room that brings a head to a multiple of *multiple_bytes*, or up to 4 beyond one.
+
+    The room is a first IDAT chunk, so that programs which stop at the pixel data stop in front of
+    it: the start of the stream, then empty blocks of 5 bytes each.
+    """
+    least = head_bytes(metadata_bytes=metadata_bytes, room_bytes=_ROOM_BYTES_MIN)
+    return _ROOM_BYTES_MIN + -(-(-least % multiple_bytes) // len(_EMPTY_BLOCK)) * len(_EMPTY_BLOCK)
+
+
+def _room(room_bytes: int) -> bytes:
+    if room_bytes == 0:
+        return b""
+    blocks, rest = divmod(room_bytes - _ROOM_BYTES_MIN, len(_EMPTY_BLOCK))
+    if blocks < 0 or rest:
+        raise InvalidArgumentError(
+            f"a PNG can't have a room of {room_bytes} bytes: it takes {_ROOM_BYTES_MIN}, and a "
+            f"multiple of {len(_EMPTY_BLOCK)} more"
+        )
+    return chunk(b"IDAT", _ZLIB_HEADER + blocks * _EMPTY_BLOCK)
 
 
 def pad(data: bytes, size_bytes: int) -> bytes:

@@ -76,9 +76,11 @@ def _names(name: bytes) -> itertools.chain[bytes]:
 
 def _is_same_picture(snapshot: Snapshot, ino: int, identity: Identity) -> bool:
     inode = snapshot.inode(ino)
-    if inode is None or inode.content is None:
+    if inode is None or inode.is_directory:
         raise PathError("a folder has that name already; import to another folder")
     content = inode.content
+    if content is None:
+        return False
     try:
         header = snapshot.payload_header(content.payload)
     except CorruptPayloadError as error:

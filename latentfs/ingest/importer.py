@@ -8,24 +8,19 @@ one finds them and adds nothing.
 from __future__ import annotations
 
 import os
-import stat
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 import trio
 
 from latentfs.errors import LatentfsError, NoRendererError
+from latentfs.ingest.addition import Owner, RenderedPicture, add_picture, job_for_picture
 from latentfs.ingest.conflicts import Conflict, resolve
 from latentfs.ingest.discover import Candidate
 from latentfs.ingest.preparation import ImportOptions, Picture, Preparation
-from latentfs.latents import payload as payload_codec
-from latentfs.render.job_queue import Priority, RenderJob
-from latentfs.render.protocol import Rendered, RenderRequest
+from latentfs.render.job_queue import Priority
 from latentfs.render.scheduler import Scheduler
-from latentfs.store.records import Inode, LatentContent
 from latentfs.store.store import Store
 from latentfs.store.transaction import Transaction
 
@@ -65,15 +60,6 @@ class Refused:
 Outcome = Added | AlreadyThere | Refused
 
 
-@dataclass(frozen=True, slots=True)
-class _RenderedPicture:
-    """A picture whose size is known, on its way into the store."""
-
-    picture: Picture
-    payload: bytes
-    report: Rendered
-
-
 class Importer:
     """Runs one import.
 
@@ -110,7 +96,7 @@ class Importer:
             NoRendererError: nothing can be rendered here.
         """
         queue = iter(candidates)
-        rendered, to_commit = trio.open_memory_channel[_RenderedPicture](_GROUP_FILES)
+        rendered, to_commit = trio.open_memory_channel[RenderedPicture](_GROUP_FILES)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._commit_groups, to_commit)
             async with rendered, trio.open_nursery() as workers:
@@ -121,7 +107,7 @@ class Importer:
         self,
         queue: Iterator[Candidate],
         scheduler: Scheduler,
-        rendered: trio.MemorySendChannel[_RenderedPicture],
+        rendered: trio.MemorySendChannel[RenderedPicture],
     ) -> None:
         async with rendered:
             for candidate in queue:
@@ -132,7 +118,7 @@ class Importer:
         self,
         candidate: Candidate,
         scheduler: Scheduler,
-        rendered: trio.MemorySendChannel[_RenderedPicture],
+        rendered: trio.MemorySendChannel[RenderedPicture],
     ) -> None:
         try:
             pictures = await trio.to_thread.run_sync(self._preparation.prepare, candidate)
@@ -146,19 +132,21 @@ class Importer:
         self,
         picture: Picture,
         scheduler: Scheduler,
-        rendered: trio.MemorySendChannel[_RenderedPicture],
+        rendered: trio.MemorySendChannel[RenderedPicture],
     ) -> None:
         if self._settled_by_conflict(picture):
             return
         try:
-            job = await trio.to_thread.run_sync(self._job, picture)
+            job = await trio.to_thread.run_sync(
+                job_for_picture, self._store.path, self._vae, picture.identity.framing, picture
+            )
             rendition = await scheduler.render(job, priority=Priority.IMPORT)
         except NoRendererError:
             raise  # no file after this one fares better
         except LatentfsError as error:
             self._report(Refused(picture.path, _reason(error, picture.path)))
             return
-        await rendered.send(_RenderedPicture(picture, job.bulk[0], rendition.report))
+        await rendered.send(RenderedPicture(picture, job.bulk[0], rendition.report))
 
     def _settled_by_conflict(self, picture: Picture) -> bool:
         """Whether the picture needs no render: it is there already, or may not replace another."""
@@ -190,32 +178,9 @@ class Importer:
             return False
         return True
 
-    # Rendering and committing
+    # Committing
 
-    def _job(self, picture: Picture) -> RenderJob:
-        """Compress the latent, and the exact one where that is to be compared with."""
-        payload = payload_codec.encode(picture.latent)
-        reference = b"" if picture.exact is None else payload_codec.encode(picture.exact)
-        request = RenderRequest(
-            number=0,
-            vae_folder=str(self._store.path / "vae" / self._vae.id),
-            vae_files=self._vae.files,
-            recipe=picture.recipe,
-            framing=self._options.framing,
-            size_bytes=None,
-            payload_bytes=len(payload),
-            reference_bytes=len(reference),
-            chunk_bytes=tuple(len(chunk) for chunk in picture.chunks),
-            want_data=False,
-        )
-        return RenderJob(
-            request,
-            [payload, reference, *picture.chunks],
-            picture.latent.shape,
-            picture.identity,
-        )
-
-    async def _commit_groups(self, to_commit: trio.MemoryReceiveChannel[_RenderedPicture]) -> None:
+    async def _commit_groups(self, to_commit: trio.MemoryReceiveChannel[RenderedPicture]) -> None:
         async for first in to_commit:
             group = [first]
             with trio.move_on_after(_GROUP_AGE_S):
@@ -226,7 +191,7 @@ class Importer:
                         break
             await self._commit(group)
 
-    async def _commit(self, group: list[_RenderedPicture]) -> None:
+    async def _commit(self, group: list[RenderedPicture]) -> None:
         try:
             # Not to be abandoned half-way: outcomes must tell what is in the store.
             with trio.CancelScope(shield=True):
@@ -237,7 +202,7 @@ class Importer:
         for rendered, conflict in zip(group, conflicts, strict=True):
             self._report_committed(rendered, conflict)
 
-    async def _commit_one_by_one(self, group: list[_RenderedPicture], error: LatentfsError) -> None:
+    async def _commit_one_by_one(self, group: list[RenderedPicture], error: LatentfsError) -> None:
         """A full disk may have room for some of a group; damage is met by one of them."""
         if len(group) == 1:
             path = group[0].picture.path
@@ -247,7 +212,7 @@ class Importer:
             await self._commit([rendered])
 
     def _report_committed(
-        self, rendered: _RenderedPicture, conflict: Conflict | LatentfsError
+        self, rendered: RenderedPicture, conflict: Conflict | LatentfsError
     ) -> None:
         picture = rendered.picture
         if isinstance(conflict, LatentfsError):
@@ -257,15 +222,13 @@ class Importer:
             psnr_db = rendered.report.psnr_db
             self._report(Added(picture.path, target, len(rendered.payload), psnr_db))
 
-    def _commit_in_thread(self, group: list[_RenderedPicture]) -> list[Conflict | LatentfsError]:
+    def _commit_in_thread(self, group: list[RenderedPicture]) -> list[Conflict | LatentfsError]:
         with self._store.write() as transaction:
             return [self._add(transaction, rendered) for rendered in group]
 
-    def _add(
-        self, transaction: Transaction, rendered: _RenderedPicture
-    ) -> Conflict | LatentfsError:
+    def _add(self, transaction: Transaction, rendered: RenderedPicture) -> Conflict | LatentfsError:
         """Add one picture; conflicts are looked at again, now that nobody else can write."""
-        picture, report = rendered.picture, rendered.report
+        picture = rendered.picture
         uid, gid = os.getuid(), os.getgid()
         try:
             folder_ino = transaction.make_directories(picture.folder, uid=uid, gid=gid)
@@ -278,29 +241,9 @@ class Importer:
             return conflict
         if conflict.action == "replace":
             transaction.remove_file(folder_ino, conflict.name)
-        metadata = None if picture.metadata is None else transaction.add_blob(picture.metadata)
-        content = LatentContent(
-            payload=transaction.add_payload(picture.identity.digest, rendered.payload),
-            # Another than was asked for where the latent, or the memory, did not allow that.
-            recipe=transaction.put_recipe(report.recipe or picture.recipe),
-            framing=self._options.framing,
-            chunks=tuple(transaction.add_blob(chunk) for chunk in picture.chunks),
-            rendition_sha256=report.sha256,
-            width=report.width,
-            height=report.height,
-            source=msgspec.structs.replace(picture.source, metadata=metadata),
-        )
-        inode = Inode(
-            mode=stat.S_IFREG | 0o644,
-            uid=uid,
-            gid=gid,
-            nlink=1,
-            size_bytes=report.size_bytes,
-            mtime_ns=picture.mtime_ns,
-            ctime_ns=time.time_ns(),
-            content=content,
-        )
-        transaction.add_file(folder_ino, conflict.name, inode)
+        owner = Owner(uid, gid)
+        framing = picture.identity.framing
+        add_picture(transaction, folder_ino, conflict.name, rendered, framing=framing, owner=owner)
         return conflict
 
 

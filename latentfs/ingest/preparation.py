@@ -13,7 +13,7 @@ import msgspec
 
 from latentfs.errors import RefusedLatentError
 from latentfs.images import jpeg, png
-from latentfs.images.framing import Framing
+from latentfs.images.framing import Framing, with_room
 from latentfs.ingest.conflicts import Identity, OnConflict
 from latentfs.ingest.discover import Candidate
 from latentfs.latents.latent import Latent
@@ -43,6 +43,8 @@ class ImportOptions:
         framing: file format of the pictures.
         rounding: of pixels to 8 bits.
         on_conflict: what to do where a name exists with another picture.
+        head_multiple_bytes: the pictures get a room that brings their heads to a multiple of this;
+            0 for none.
     """
 
     vae: str
@@ -51,6 +53,7 @@ class ImportOptions:
     framing: Framing
     rounding: Rounding
     on_conflict: OnConflict
+    head_multiple_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,32 +95,51 @@ class Preparation:
             OSError: it can't be read.
         """
         file = read_latent_file(candidate.path)
-        status = os.stat(candidate.path)
+        return self.pictures_of(file, candidate, mtime_ns=os.stat(candidate.path).st_mtime_ns)
+
+    def pictures_of(
+        self, file: LatentFile, candidate: Candidate, *, mtime_ns: int
+    ) -> list[Picture]:
+        """Return the pictures of a latent file that has been read, checked against the VAE.
+
+        Raises:
+            LatentfsError: it is refused; the message says why.
+        """
         chunks, metadata = self._metadata(file)
         recipe = self._recipe(file.space)
-        suffix = self._options.framing.suffix
+        framing = self._framing(chunks)
         pictures = []
         for index, latent in enumerate(file.latents):
             self._check_fits_vae(latent)
             number = f"_{index + 1}" if len(file.latents) > 1 else ""
-            name = check_name(candidate.stem + number + suffix)
+            name = check_name(candidate.stem + number + framing.suffix)
             kept = self._narrowed(latent)
             pictures.append(
                 Picture(
                     path=candidate.path,
                     folder=candidate.folder,
                     name=name,
-                    identity=Identity.of(kept, recipe, self._options.framing, chunks),
+                    identity=Identity.of(kept, recipe, framing, chunks),
                     latent=kept,
                     exact=None if kept is latent else latent,
                     chunks=chunks,
                     metadata=metadata,
                     source=Source(candidate.path.name, file.kind, index, None),
-                    mtime_ns=status.st_mtime_ns,
+                    mtime_ns=mtime_ns,
                     recipe=recipe,
                 )
             )
         return pictures
+
+    def _framing(self, chunks: list[bytes]) -> Framing:
+        options = self._options
+        if options.head_multiple_bytes == 0:
+            return options.framing
+        return with_room(
+            options.framing,
+            metadata_bytes=sum(map(len, chunks)),
+            multiple_bytes=options.head_multiple_bytes,
+        )
 
     def _check_fits_vae(self, latent: Latent) -> None:
         channels, height, width = latent.shape

@@ -20,7 +20,7 @@ from latentfs.latents.latent_file import LatentFile
 from latentfs.latents.safetensors_file import SafetensorsFile
 from latentfs.latents.scaling import Space
 
-__all__ = ["TENSORS", "read_diffusers"]
+__all__ = ["TENSORS", "packed_bytes", "read_diffusers"]
 
 TENSORS: Final = ("latents", "latent")
 """Names people save them under; the first that is there is read."""
@@ -70,6 +70,13 @@ def _read_packed(file: SafetensorsFile, name: str) -> tuple[Latent, ...]:
     latents = tuple(_unpacked(memoryview(file.read(name)), count, dtype, (down, across)))
     check_finite(latents)
     return latents
+
+
+def packed_bytes(latent: Latent) -> bytes:
+    """Return a latent's numbers as they are in a packed tensor: the reverse of unpacking."""
+    channels, height, width = latent.shape
+    cells = latent.bits.reshape(channels, height // 2, 2, width // 2, 2).transpose(1, 3, 0, 2, 4)
+    return cells.astype(little_endian_type(latent.dtype)).tobytes()
 
 
 def _tokens(metadata: Mapping[str, str], side: str) -> int:

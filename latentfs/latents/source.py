@@ -15,7 +15,7 @@ from latentfs.latents import comfyui, diffusers
 from latentfs.latents.latent_file import LatentFile
 from latentfs.latents.safetensors_file import SafetensorsFile, open_safetensors
 
-__all__ = ["MAX_FILE_BYTES", "LatentFile", "read_latent_file"]
+__all__ = ["MAX_FILE_BYTES", "LatentFile", "latent_tensor", "read_latent_file"]
 
 MAX_FILE_BYTES: Final = 1024 * 1024 * 1024
 """1 GiB: 256 float32 latents of 16 channels of 2048x2048 pixels. A file is read into memory."""
@@ -44,12 +44,15 @@ def read_latent_file(
         raise RefusedLatentError(f"{_printable(path)}: {error}") from error
 
 
-def _read(file: SafetensorsFile) -> LatentFile:
-    if comfyui.TENSOR in file.tensors:
-        return comfyui.read_comfyui(file)
-    for name in diffusers.TENSORS:
+def latent_tensor(file: SafetensorsFile) -> str:
+    """Return the name of the tensor that holds a file's latents.
+
+    Raises:
+        RefusedLatentError: it has none.
+    """
+    for name in (comfyui.TENSOR, *diffusers.TENSORS):
         if name in file.tensors:
-            return diffusers.read_diffusers(file, name)
+            return name
     found = ", ".join(f"{name[:40]!a}" for name in islice(file.tensors, _NAMES_SHOWN))
     more = len(file.tensors) - _NAMES_SHOWN
     raise RefusedLatentError(
@@ -57,6 +60,13 @@ def _read(file: SafetensorsFile) -> LatentFile:
         f"; ComfyUI saves {comfyui.TENSOR!r}, and latents of diffusers are taken as "
         f"{diffusers.TENSORS[0]!r}"
     )
+
+
+def _read(file: SafetensorsFile) -> LatentFile:
+    name = latent_tensor(file)
+    if name == comfyui.TENSOR:
+        return comfyui.read_comfyui(file)
+    return diffusers.read_diffusers(file, name)
 
 
 def _printable(path: str | os.PathLike[str]) -> str:

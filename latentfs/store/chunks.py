@@ -14,6 +14,7 @@ from latentfs.store.tables import CHUNK_BYTES, CHUNK_RAW, CHUNK_ZSTD
 
 __all__ = [
     "FILE_BYTES_MAX",
+    "chunk_bytes",
     "chunk_indices",
     "compressed",
     "cut_chunks",
@@ -41,7 +42,7 @@ def read_chunks(rows: Rows, ino: int, *, offset: int, end: int) -> bytes:
         index, start = divmod(offset, CHUNK_BYTES)
         stop = min(CHUNK_BYTES, start + end - offset)
         value = rows.get("chunks", tables.chunk_key(ino, index))
-        piece = b"" if value is None else _bytes_of(value, ino, index)[start:stop]
+        piece = b"" if value is None else chunk_bytes(value, ino, index)[start:stop]
         pieces.append(piece)
         pieces.append(bytes(stop - start - len(piece)))
         offset += stop - start
@@ -74,7 +75,7 @@ def _write_in_chunk(rows: Rows, ino: int, index: int, start: int, piece: memoryv
     key = tables.chunk_key(ino, index)
     before = rows.get("chunks", key)
     whole = start == 0 and len(piece) == CHUNK_BYTES
-    known = b"" if before is None or whole else _bytes_of(before, ino, index)
+    known = b"" if before is None or whole else chunk_bytes(before, ino, index)
     gap = bytes(max(0, start - len(known)))
     kept_end = start + len(piece)
     value = b"".join((_RAW, known[:start], gap, piece, known[kept_end:]))
@@ -89,9 +90,9 @@ def cut_chunks(rows: Rows, ino: int, *, size_bytes: int) -> int:
         key = tables.chunk_key(ino, index)
         value = rows.get("chunks", key)
         if value is not None:
-            rows.put("chunks", key, _RAW + bytes(_bytes_of(value, ino, index)[:end]))
+            rows.put("chunks", key, _RAW + bytes(chunk_bytes(value, ino, index)[:end]))
         index += 1
-    return drop_chunks(rows, ino, first=index)
+    return drop_chunks(rows, ino, first=index) if index < tables.CHUNKS_MAX else 0
 
 
 def drop_chunks(rows: Rows, ino: int, *, first: int = 0) -> int:
@@ -110,28 +111,32 @@ def chunk_indices(rows: Rows, ino: int, *, first: int = 0) -> Iterator[int]:
         yield tables.chunk_index(key)
 
 
-def compressed(value: bytes | bytearray) -> bytes:
+def compressed(value: bytes) -> bytes:
     """Return a chunk's value as it is to be kept on disk: compressed where that helps."""
     if value[0] != CHUNK_RAW:
-        return bytes(value)
+        return value
     packed = zstandard.ZstdCompressor(level=_LEVEL).compress(memoryview(value)[1:])
     if len(packed) >= _KEPT_PARTS * len(value):
-        return bytes(value)
+        return value
     return bytes([CHUNK_ZSTD]) + packed
 
 
-def _bytes_of(value: Value, ino: int, index: int) -> memoryview | bytes:
-    """Return the bytes that a chunk's value stands for."""
+def chunk_bytes(value: Value, ino: int, index: int) -> memoryview | bytes:
+    """Return the bytes that a chunk's value stands for.
+
+    Raises:
+        StoreCorruptError: they can't be told.
+    """
     view = memoryview(value)
     try:
-        if view[0] == CHUNK_RAW:
+        if view[0] == CHUNK_RAW and len(view) <= 1 + CHUNK_BYTES:
             return view[1:]
-        # The decompressor believes what a frame says of its size.
-        if view[0] == CHUNK_ZSTD and zstandard.frame_content_size(view[1:]) <= CHUNK_BYTES:
-            return zstandard.ZstdDecompressor().decompress(view[1:], max_output_size=CHUNK_BYTES)
+        # The decompressor believes what a frame says of its size; -1 where it says nothing.
+        if view[0] == CHUNK_ZSTD and 0 <= zstandard.frame_content_size(view[1:]) <= CHUNK_BYTES:
+            return zstandard.ZstdDecompressor().decompress(view[1:])
     except (IndexError, zstandard.ZstdError) as error:
         raise _damaged(ino, index, str(error)) from error
-    raise _damaged(ino, index, f"it begins with {bytes(view[:8]).hex()}")
+    raise _damaged(ino, index, f"{len(view)} bytes that begin with {bytes(view[:8]).hex()}")
 
 
 def _damaged(ino: int, index: int, reason: str) -> StoreCorruptError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from latentfs.errors import StoreLockedError
@@ -23,26 +24,47 @@ class DaemonLock:
         self._fd: int | None = None
 
     def acquire(self, *, mountpoint: Path) -> None:
-        """Take the lock without waiting.
+        """Take the lock without waiting, as the daemon of *mountpoint*.
 
         Raises:
-            StoreLockedError: another daemon has the store mounted.
+            StoreLockedError: another daemon has the store mounted, or a command keeps it unmounted.
         """
+        self._acquire(f"mounted on {mountpoint}")
+
+    @contextlib.contextmanager
+    def held_by(self, command: str) -> Iterator[None]:
+        """Keep the store unmounted while *command* works on it.
+
+        Raises:
+            StoreLockedError: as :meth:`acquire`.
+        """
+        self._acquire(f"latentfs {command}")
+        try:
+            yield
+        finally:
+            self.release()
+
+    def _acquire(self, use: str) -> None:
         fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.read(fd, 4096).decode("utf-8", "replace").strip() or "another process"
             os.close(fd)
-            raise StoreLockedError(
-                f"the store {self._path.parent} is mounted already ({holder}); "
-                "unmount it with latentfs umount first"
-            ) from None
+            raise StoreLockedError(self._refusal(holder)) from None
         self._fd = fd
-        holder = f"process {os.getpid()}, mounted on {mountpoint}\n"
+        holder = f"process {os.getpid()}, {use}\n"
         with contextlib.suppress(OSError):  # a full disk: only messages are poorer for it
             os.ftruncate(fd, 0)
             os.pwrite(fd, holder.encode("utf-8", "backslashreplace"), 0)
+
+    def _refusal(self, holder: str) -> str:
+        if ", latentfs " in holder:
+            return f"the store {self._path.parent} is in use ({holder}); let that end first"
+        return (
+            f"the store {self._path.parent} is mounted already ({holder}); unmount it with "
+            "latentfs umount first"
+        )
 
     def held_elsewhere(self) -> bool:
         """Whether a daemon, in this or another process, holds the lock now."""

@@ -10,7 +10,8 @@ import msgspec
 
 from latentfs.errors import RefusedChangeError
 from latentfs.store import chunks, tables
-from latentfs.store.records import Inode
+from latentfs.store.records import Inode, LatentContent, LatentFileContent
+from latentfs.store.rows import Rows
 from latentfs.store.transaction import Transaction
 
 __all__ = ["FileTransaction"]
@@ -23,11 +24,19 @@ class FileTransaction(Transaction):
 
     Each method checks before it changes anything.  What POSIX forbids is a ``RefusedChangeError``
     with its errno; permissions are the kernel's to check.  The kernel of the mount knows of these
-    changes, so nothing is announced to it.
+    changes, so nothing is announced to it, unless they are *announced* because nobody asked the
+    kernel for them.
     """
 
+    def __init__(self, rows: Rows, *, announced: bool = False) -> None:
+        super().__init__(rows)
+        self._announced = announced
+
     def finish(self) -> None:
-        self.finish_totals()
+        if self._announced:
+            super().finish()
+        else:
+            self.finish_totals()
 
     # Entries
 
@@ -138,6 +147,8 @@ class FileTransaction(Transaction):
 
     def _directory_for_entry(self, ino: int, name: bytes) -> Inode:
         """Return the directory *ino*, into which an entry *name* may be put."""
+        if not name:
+            raise _refused(errno.ENOENT, name, "is no name")
         if len(name) > tables.NAME_BYTES_MAX:
             raise _refused(errno.ENAMETOOLONG, name, f"has more than {tables.NAME_BYTES_MAX} bytes")
         directory = self.require(ino)
@@ -155,9 +166,11 @@ class FileTransaction(Transaction):
         """Raise EINVAL if the directory *ino* is, or is above, the directory *folder_ino*."""
         if not inode.is_directory:
             return
-        while folder_ino != tables.ROOT_INO:
+        above = set()
+        while folder_ino != tables.ROOT_INO and folder_ino not in above:
             if folder_ino == ino:
                 raise RefusedChangeError(errno.EINVAL, "a folder can't be moved into itself")
+            above.add(folder_ino)
             folder_ino = self.require(folder_ino).parent_ino
 
     def _put_entry(self, parent_ino: int, name: bytes, ino: int) -> None:
@@ -200,27 +213,7 @@ class FileTransaction(Transaction):
             self._put("catalog", tables.orphan_key(ino), b"")
         return links == 0
 
-    def discard(self, ino: int) -> None:
-        """Remove an orphan with all that it holds."""
-        inode = self.require(ino)
-        self.drop_content(ino, inode)
-        for name in list(self.xattr_names(ino)):
-            self._rows.delete("xattrs", tables.xattr_key(ino, name))
-        self._rows.delete("inodes", tables.ino_key(ino))
-        self._rows.delete("catalog", tables.orphan_key(ino))
-        if inode.is_directory:
-            self._totals = self._totals.plus(directories=-1)
-        else:
-            self._totals = self._totals.plus(files=-1, size_bytes=-inode.size_bytes)
-
     # Bytes
-
-    def drop_content(self, ino: int, inode: Inode) -> None:
-        """Remove what a file's bytes are kept as; its inode is to be changed or removed next."""
-        if inode.content is not None:
-            self._count_references(inode.content, -1)
-        elif inode.chunks:
-            chunks.drop_chunks(self._rows, ino)
 
     def write_bytes(self, ino: int, inode: Inode, *, offset: int, data: bytes) -> Inode:
         """Write into a file that is kept in chunks; return its inode as it is then."""
@@ -255,10 +248,30 @@ class FileTransaction(Transaction):
         )
 
     def make_chunked(self, ino: int, inode: Inode, data: bytes) -> Inode:
-        """Keep a picture byte for byte, as *data*, from now on; return its inode as it is then."""
+        """Keep a file byte for byte, as *data*, from now on; return its inode as it is then."""
         self.drop_content(ino, inode)
         added = chunks.write_chunks(self._rows, ino, offset=0, data=data)
-        return self.update(ino, inode, content=None, chunks=added, size_bytes=len(data))
+        return self.update(
+            ino, inode, content=None, latent_file=None, chunks=added, size_bytes=len(data)
+        )
+
+    def make_latent(
+        self,
+        ino: int,
+        inode: Inode,
+        content: LatentContent | LatentFileContent,
+    ) -> None:
+        """Keep a chunked file as *content* from now on, which stands for the same bytes.
+
+        So nothing changes that can be seen of the file, its times least of all.
+        """
+        self.drop_content(ino, inode)
+        if isinstance(content, LatentContent):
+            changed = msgspec.structs.replace(inode, content=content, chunks=0)
+        else:
+            changed = msgspec.structs.replace(inode, latent_file=content, chunks=0)
+        self._count_references(changed, +1)
+        self.put_inode(ino, changed)
 
     # Extended attributes
 
@@ -268,6 +281,13 @@ class FileTransaction(Transaction):
             raise _refused(errno.E2BIG, name, f"has more than {_XATTR_BYTES_MAX} bytes")
         self._put("xattrs", tables.xattr_key(ino, name), value)
         self.update(ino, inode)
+
+    def note_xattr(self, ino: int, name: bytes, value: bytes | None) -> None:
+        """Set, or with None remove, an attribute of our own; the file has not changed by that."""
+        if value is None:
+            self._rows.delete("xattrs", tables.xattr_key(ino, name))
+        else:
+            self._put("xattrs", tables.xattr_key(ino, name), value[:_XATTR_BYTES_MAX])
 
     def remove_xattr(self, ino: int, name: bytes) -> None:
         inode = self.require(ino)

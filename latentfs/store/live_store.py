@@ -28,14 +28,14 @@ from pathlib import Path
 
 import trio
 
-from latentfs.errors import RefusedChangeError, StoreFullError
+from latentfs.errors import LatentfsError, RefusedChangeError, StoreFullError
 from latentfs.store.file_transaction import FileTransaction
 from latentfs.store.rows import Layer, LayeredRows
 from latentfs.store.snapshot import Snapshot
 from latentfs.store.store import Store, StoreStatistics
 from latentfs.store.writer_lock import WriterLock
 
-__all__ = ["LiveStore", "LiveStoreStatistics", "open_live_store"]
+__all__ = ["LiveStore", "LiveStoreStatistics", "Space", "open_live_store"]
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,9 @@ _COMMIT_INTERVAL_S = 0.5
 _LAYER_BYTES_EARLY = 16 << 20
 _LAYER_BYTES_MAX = 64 << 20
 _LAYER_ROWS_MAX = 100_000
-# Left to others who wait for the writer lock after each commit.
+# The lock is given back when nothing has changed for that long, or others had to wait too long;
+# then it is left to them for a moment.
+_LOCK_IDLE_S = 0.1
 _YIELD_S = 0.01
 _LOCK_POLL_S = 0.005
 _LOCK_TIMEOUT_S = 60.0
@@ -72,26 +74,40 @@ class LiveStoreStatistics:
     uncommitted_bytes: int
 
 
-class LiveStore:
-    """The store as a mount shows it.  Made by :func:`open_live_store`."""
+@dataclass(frozen=True, slots=True)
+class Space:
+    """What the file system has, in bytes."""
 
-    def __init__(self, store: Store) -> None:
+    total_bytes: int
+    free_bytes: int
+
+
+class LiveStore:
+    """The store as a mount shows it.  Made by :func:`open_live_store`.
+
+    Args:
+        size_limit_bytes: that the database may take; None for all the space there is.
+    """
+
+    def __init__(self, store: Store, *, size_limit_bytes: int | None = None) -> None:
         self.path: Path = store.path
         self._store = store
+        self._size_limit_bytes = size_limit_bytes
         self._lock = WriterLock(store.path)
         self._lock_free_s = -inf
         self._lock_since_s = inf
         self._closing = False
-        self._pause = trio.CancelScope()
         self._top = Layer()
         self._committing: Layer | None = None
         self._wake = trio.Event()
+        self._hurry = trio.Event()
         self._committed = trio.Event()
         self._changes = 0
         self._commits = 0
         self._commits_failed = 0
         self._failure: Exception | None = None
         self._free_bytes = 0
+        self._used_bytes = 0
         self._free_known_s = -inf
 
     def live_statistics(self) -> LiveStoreStatistics:
@@ -99,8 +115,19 @@ class LiveStore:
             changes_total=self._changes,
             commits_total=self._commits,
             commits_failed_total=self._commits_failed,
-            uncommitted_bytes=sum(layer.size_bytes for layer in self._layers()),
+            uncommitted_bytes=self._uncommitted_bytes(),
         )
+
+    def space(self) -> Space:
+        """Return the space that there is, and what is left of it."""
+        status = os.statvfs(self.path)
+        total_bytes = status.f_blocks * status.f_frsize
+        free_bytes = status.f_bavail * status.f_frsize
+        if self._size_limit_bytes is not None:
+            total_bytes = min(total_bytes, self._size_limit_bytes)
+            left_bytes = self._size_limit_bytes - self._store.used_bytes()
+            free_bytes = min(free_bytes, max(0, left_bytes))
+        return Space(total_bytes, free_bytes)
 
     def statistics(self) -> StoreStatistics:
         """Sums of what is on disk."""
@@ -134,16 +161,21 @@ class LiveStore:
         """
         while self._closing or self._is_full_of_changes() or not self._lock.held:
             if self._lock.held:
-                self._wake.set()
+                if not self._closing:
+                    self._hurry.set()
                 await self._committed.wait()
             else:
                 await self._acquire_lock()
 
     def _is_full_of_changes(self) -> bool:
-        if self._committing is None and self._failure is None:
+        # Where commits fail there is no end to wait for: additions are refused, and removals are
+        # small and must go on.
+        if self._committing is None:
             return False
-        size_bytes = sum(layer.size_bytes for layer in self._layers())
-        return size_bytes > _LAYER_BYTES_MAX or len(self._top) > _LAYER_ROWS_MAX
+        return self._uncommitted_bytes() > _LAYER_BYTES_MAX or len(self._top) > _LAYER_ROWS_MAX
+
+    def _uncommitted_bytes(self) -> int:
+        return sum(layer.size_bytes for layer in self._layers())
 
     async def _acquire_lock(self) -> None:
         await trio.sleep_until(self._lock_free_s + _YIELD_S)
@@ -151,6 +183,7 @@ class LiveStore:
             while not self._lock.held and not self._lock.try_acquire():  # noqa: ASYNC110
                 await trio.sleep(_LOCK_POLL_S)
             self._lock_since_s = trio.current_time()
+            self._wake.set()  # so that it is given back though nothing be changed
             return
         raise RefusedChangeError(
             errno.EIO,
@@ -158,11 +191,12 @@ class LiveStore:
         )
 
     @contextlib.contextmanager
-    def change(self, *, adds_bytes: int = 0) -> Iterator[FileTransaction]:
+    def change(self, *, adds_bytes: int = 0, announced: bool = False) -> Iterator[FileTransaction]:
         """A change; counts when the block ends, and never happened if it raises.
 
         Args:
             adds_bytes: what it will take on disk, about; 0 for what makes room.
+            announced: whether the kernel is to be told, within a second: it has not asked for this.
 
         Raises:
             RefusedChangeError: ENOSPC, or what the methods of the transaction raise.
@@ -174,7 +208,7 @@ class LiveStore:
             self._require_space(adds_bytes)
         with self._store.stored_rows() as stored:
             rows = LayeredRows(self._layers(), stored)
-            transaction = FileTransaction(rows)
+            transaction = FileTransaction(rows, announced=announced)
             try:
                 yield transaction
                 transaction.finish()
@@ -183,6 +217,8 @@ class LiveStore:
                 raise
         self._changes += 1
         self._wake.set()
+        if self._top.size_bytes >= _LAYER_BYTES_EARLY:
+            self._hurry.set()
 
     def _require_space(self, adds_bytes: int) -> None:
         now_s = trio.current_time()
@@ -190,8 +226,16 @@ class LiveStore:
             status = os.statvfs(self.path)
             disk_bytes = status.f_bavail * status.f_frsize
             self._free_bytes = disk_bytes + self._store.free_bytes()
+            self._used_bytes = self._store.used_bytes()
             self._free_known_s = now_s
-        waiting_bytes = sum(layer.size_bytes for layer in self._layers())
+        waiting_bytes = self._uncommitted_bytes()
+        limit_bytes = self._size_limit_bytes
+        if limit_bytes is not None and self._used_bytes + waiting_bytes + adds_bytes > limit_bytes:
+            raise RefusedChangeError(
+                errno.EDQUOT,
+                f"the store {self.path} may take {limit_bytes} bytes, and does: remove something, "
+                "or mount it with a larger --size-limit",
+            )
         if isinstance(self._failure, StoreFullError) or (
             self._free_bytes < waiting_bytes + adds_bytes + _RESERVED_BYTES
         ):
@@ -199,6 +243,8 @@ class LiveStore:
                 errno.ENOSPC,
                 f"no space left for the store {self.path}: remove something, or free some space",
             )
+        if self._failure is not None and waiting_bytes > _LAYER_BYTES_MAX:
+            raise RefusedChangeError(errno.EIO, f"changes can't be written: {self._failure}")
 
     # Committing
 
@@ -211,8 +257,7 @@ class LiveStore:
         failed_before = self._commits_failed
         for layer in self._layers():
             while len(layer) and layer in self._layers():
-                self._wake.set()
-                self._pause.cancel()
+                self._hurry.set()
                 await self._committed.wait()
                 if self._failure is not None and self._commits_failed > failed_before:
                     full = isinstance(self._failure, StoreFullError)
@@ -225,23 +270,30 @@ class LiveStore:
         task_status.started()
         try:
             while True:
-                await self._wake.wait()
-                with trio.CancelScope() as self._pause:
-                    await self._pause_before_commit()
+                with trio.move_on_after(_LOCK_IDLE_S if self._lock.held else inf):
+                    await self._wake.wait()
+                if not self._wake.is_set():
+                    self._release_lock()
+                    continue
+                await self._pause_before_commit()
                 await self._commit()
                 if self._failure is not None:
                     await trio.sleep(_RETRY_S)
         finally:
             await self._commit()
+            if len(self._top):
+                log.error("the last changes could not be written, they are lost: %s", self._failure)
             self._lock.release()
 
     async def _pause_before_commit(self) -> None:
-        """Let changes gather."""
-        end_s = trio.current_time() + _COMMIT_INTERVAL_S
-        while trio.current_time() < end_s and self._top.size_bytes < _LAYER_BYTES_EARLY:
-            self._wake = trio.Event()
-            with trio.move_on_at(end_s):
-                await self._wake.wait()
+        """Let changes gather, unless they are many or somebody waits for them to be on disk."""
+        with trio.move_on_after(_COMMIT_INTERVAL_S):
+            await self._hurry.wait()
+        self._hurry = trio.Event()
+
+    def _release_lock(self) -> None:
+        self._lock.release()
+        self._lock_free_s = trio.current_time()
 
     async def _commit(self) -> None:
         self._wake = trio.Event()
@@ -264,13 +316,12 @@ class LiveStore:
             self._commits += 1
             self._failure = None
         self._committing = None
-        self._closing = False
         self._free_known_s = -inf
-        if not len(self._top):
-            self._lock.release()
-            self._lock_free_s = trio.current_time()
-        else:
+        if len(self._top):
             self._wake.set()
+        elif self._closing:
+            self._release_lock()
+        self._closing = False
         self._committed.set()
         self._committed = trio.Event()
 
@@ -282,9 +333,11 @@ class LiveStore:
 
 
 @asynccontextmanager
-async def open_live_store(store: Store, *, writable: bool) -> AsyncIterator[LiveStore]:
+async def open_live_store(
+    store: Store, *, writable: bool, size_limit_bytes: int | None = None
+) -> AsyncIterator[LiveStore]:
     """A :class:`LiveStore` of *store*; what was changed is on disk when it ends."""
-    live = LiveStore(store)
+    live = LiveStore(store, size_limit_bytes=size_limit_bytes)
     if not writable:
         yield live
         return
@@ -300,6 +353,9 @@ async def _discard_orphans(live: LiveStore) -> None:
     with live.read() as snapshot:
         found = list(snapshot.orphans())
     for ino in found:
-        await live.may_change()
-        with live.change() as transaction:
-            transaction.discard(ino)
+        try:
+            await live.may_change()
+            with live.change() as transaction:
+                transaction.discard(ino)
+        except LatentfsError as error:  # a damaged one is no reason not to mount
+            log.error("inode %d, which has no links, can't be removed: %s", ino, error)

@@ -14,7 +14,16 @@ from latentfs.images.framing import Framing
 from latentfs.latents.latent import Dtype
 from latentfs.latents.recipe import DeviceClass, Layout
 
-__all__ = ["Change", "Inode", "LatentContent", "Source", "Totals", "VaeFile", "VaeRecord"]
+__all__ = [
+    "Change",
+    "Inode",
+    "LatentContent",
+    "LatentFileContent",
+    "Source",
+    "Totals",
+    "VaeFile",
+    "VaeRecord",
+]
 
 
 class Change(msgspec.Struct, frozen=True, array_like=True):
@@ -68,6 +77,22 @@ class LatentContent(msgspec.Struct, frozen=True, array_like=True):
     source: Source
 
 
+class LatentFileContent(msgspec.Struct, frozen=True, array_like=True):
+    """The bytes of a latent file, as the payloads of its latents and all the rest of it.
+
+    Attributes:
+        payloads: ids in the ``payloads`` table, in the order of the file.
+        rest: id of the metadata blob with the bytes that are not the latents'.
+        offset: where in those the latents belong.
+        packed: whether they are packed there as FLUX.1's are.
+    """
+
+    payloads: tuple[int, ...]
+    rest: bytes
+    offset: int
+    packed: bool
+
+
 class Inode(msgspec.Struct, frozen=True, array_like=True):
     """A file, a directory or a special file.  A number is never used again for another.
 
@@ -81,6 +106,7 @@ class Inode(msgspec.Struct, frozen=True, array_like=True):
         rdev: device number of a device file.
         target: of a symbolic link.
         chunks: how many a file has that is kept in chunks; the rest of it is holes.
+        latent_file: of a latent file that is kept as its payloads, not in chunks.
     """
 
     mode: int
@@ -96,6 +122,7 @@ class Inode(msgspec.Struct, frozen=True, array_like=True):
     rdev: int = 0
     target: bytes = b""
     chunks: int = 0
+    latent_file: LatentFileContent | None = None
 
     @property
     def is_directory(self) -> bool:
@@ -104,6 +131,28 @@ class Inode(msgspec.Struct, frozen=True, array_like=True):
     @property
     def is_regular(self) -> bool:
         return stat.S_ISREG(self.mode)
+
+    @property
+    def payloads(self) -> tuple[int, ...]:
+        """Ids of the payloads that its bytes need, each as often as it is used."""
+        if self.content is not None:
+            return (self.content.payload,)
+        return () if self.latent_file is None else self.latent_file.payloads
+
+    @property
+    def blobs(self) -> tuple[bytes, ...]:
+        """Ids of the metadata blobs that it needs, each as often as it is used."""
+        if self.latent_file is not None:
+            return (self.latent_file.rest,)
+        if self.content is None:
+            return ()
+        source = self.content.source.metadata
+        return self.content.chunks if source is None else (*self.content.chunks, source)
+
+    @property
+    def is_chunked(self) -> bool:
+        """Whether its bytes are kept as they are, in chunks."""
+        return self.is_regular and self.content is None and self.latent_file is None
 
 
 class VaeFile(msgspec.Struct, frozen=True, array_like=True):

@@ -83,10 +83,10 @@ class _LayerTable:
     __slots__ = ("ordered", "rows")
 
     def __init__(self) -> None:
-        self.rows: dict[bytes, bytes | bytearray | None] = {}
+        self.rows: dict[bytes, bytes | None] = {}
         self.ordered: list[bytes] = []
 
-    def put(self, key: bytes, value: bytes | bytearray | None) -> None:
+    def put(self, key: bytes, value: bytes | None) -> None:
         if key not in self.rows:
             bisect.insort(self.ordered, key)
         self.rows[key] = value
@@ -95,7 +95,7 @@ class _LayerTable:
         del self.rows[key]
         del self.ordered[bisect.bisect_left(self.ordered, key)]
 
-    def items(self, start: bytes) -> Iterator[tuple[bytes, bytes | bytearray | None]]:
+    def items(self, start: bytes) -> Iterator[tuple[bytes, bytes | None]]:
         """Yield from *start* on; nothing may be changed meanwhile."""
         for index in range(bisect.bisect_left(self.ordered, start), len(self.ordered)):
             key = self.ordered[index]
@@ -116,13 +116,13 @@ class Layer:
     def __len__(self) -> int:
         return sum(len(table.rows) for table in self.tables.values())
 
-    def changes(self) -> Iterator[tuple[str, bytes, bytes | bytearray | None]]:
+    def changes(self) -> Iterator[tuple[str, bytes, bytes | None]]:
         """Yield (table, key, value or None) of all rows, in order of tables and keys."""
         for name, table in self.tables.items():
             for key in table.ordered:
                 yield name, key, table.rows[key]
 
-    def put(self, table: str, key: bytes, value: bytes | bytearray | None) -> None:
+    def put(self, table: str, key: bytes, value: bytes | None) -> None:
         self.size_bytes += _size_bytes(key, value) - self._held_bytes(table, key)
         self.tables[table].put(key, value)
 
@@ -147,7 +147,7 @@ class LayeredRows:
     def __init__(self, layers: tuple[Layer, ...], stored: StoredRows) -> None:
         self._layers = layers
         self._stored = stored
-        self._undo: list[tuple[str, bytes, bool, bytes | bytearray | None]] = []
+        self._undo: list[tuple[str, bytes, bool, bytes | None]] = []
 
     def get(self, table: str, key: bytes) -> Value | None:
         for layer in self._layers:
@@ -172,7 +172,7 @@ class LayeredRows:
         return (key for key, _ in self.items(table))
 
     def put(self, table: str, key: bytes, value: Value, *, append: bool = False) -> None:
-        self._change(table, key, value if isinstance(value, bytearray) else bytes(value))
+        self._change(table, key, bytes(value))
 
     def delete(self, table: str, key: bytes) -> bool:
         if self.get(table, key) is None:
@@ -194,7 +194,7 @@ class LayeredRows:
                 layer.drop(table, key)
         self._undo.clear()
 
-    def _change(self, table: str, key: bytes, value: bytes | bytearray | None) -> None:
+    def _change(self, table: str, key: bytes, value: bytes | None) -> None:
         self._remember(table, key)
         self._layers[0].put(table, key, value)
 
@@ -203,7 +203,7 @@ class LayeredRows:
         self._undo.append((table, key, key in rows, rows.get(key)))
 
 
-def _size_bytes(key: bytes, value: bytes | bytearray | None) -> int:
+def _size_bytes(key: bytes, value: bytes | None) -> int:
     return len(key) + (0 if value is None else len(value))
 
 

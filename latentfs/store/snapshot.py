@@ -14,7 +14,7 @@ from latentfs.latents import payload as codec
 from latentfs.latents.payload import PayloadHeader
 from latentfs.latents.recipe import Recipe
 from latentfs.store import chunks, tables
-from latentfs.store.records import Change, Inode, Totals, VaeRecord
+from latentfs.store.records import Change, Inode, LatentContent, Totals, VaeRecord
 from latentfs.store.rows import Rows, Value
 
 __all__ = ["Snapshot", "blob_id", "check_name", "split_path"]
@@ -28,6 +28,7 @@ class Decoders:
     """msgpack decoders, built once: building one costs more than using it."""
 
     inode = msgspec.msgpack.Decoder(Inode)
+    content = msgspec.msgpack.Decoder(LatentContent)
     change = msgspec.msgpack.Decoder(Change)
     totals = msgspec.msgpack.Decoder(Totals)
     vae = msgspec.msgpack.Decoder(VaeRecord)
@@ -82,6 +83,11 @@ class Snapshot:
 
     def __init__(self, rows: Rows) -> None:
         self._rows = rows
+
+    @property
+    def rows(self) -> Rows:
+        """The plain rows, for those who can't rely on what is in them."""
+        return self._rows
 
     def _get(self, table: str, key: bytes) -> Value | None:
         return self._rows.get(table, key)
@@ -221,6 +227,18 @@ class Snapshot:
                 f"metadata blob {blob.hex()} can't be decompressed ({error}); run latentfs fsck"
             ) from error
 
+    def blob_bytes(self, blob: bytes) -> int | None:
+        """Return the length of `blob` without decompressing it."""
+        value = self._get("metadata", tables.blob_key(blob))
+        if value is None:
+            return None
+        try:
+            return zstandard.frame_content_size(value)
+        except zstandard.ZstdError as error:
+            raise StoreCorruptError(
+                f"metadata blob {blob.hex()} is not a zstd frame ({error}); run latentfs fsck"
+            ) from error
+
     def has_blob(self, blob: bytes) -> bool:
         return self._get("metadata", tables.blob_key(blob)) is not None
 
@@ -229,6 +247,26 @@ class Snapshot:
         for key, value in self._rows.items("metadata"):
             if key[16:] == b"\x01":
                 yield bytes(key[:16]), int.from_bytes(value, "big")
+
+    def content_of_rendition(self, sha256: bytes) -> LatentContent | None:
+        """Return a content that is rendered to bytes of that hash, if all it needs is still there.
+
+        Raises:
+            StoreCorruptError: its record can't be read.
+        """
+        value = self._get("renditions", sha256)
+        if value is None:
+            return None
+        content = self._decode(Decoders.content, value, f"rendition {sha256.hex()}")
+        blobs = [*content.chunks]
+        if content.source.metadata is not None:
+            blobs.append(content.source.metadata)
+        is_there = (
+            self.payload_bytes(content.payload) > 0
+            and self.recipe(content.recipe) is not None
+            and all(self.has_blob(blob) for blob in blobs)
+        )
+        return content if is_there else None
 
     # Catalog
 

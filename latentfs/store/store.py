@@ -43,14 +43,15 @@ from latentfs.store.records import Totals
 from latentfs.store.rows import Layer, StoredRows
 from latentfs.store.snapshot import Snapshot
 from latentfs.store.transaction import Transaction
+from latentfs.store.use_lock import UseLock
 from latentfs.store.writer_lock import WriterLock
 
-__all__ = ["FORMAT_VERSION", "Store", "StoreStatistics"]
+__all__ = ["FORMAT_VERSION", "SETTINGS_NAME", "Store", "StoreStatistics", "rows_of_copy"]
 
 log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
-_SETTINGS_NAME = "latentfs.toml"
+SETTINGS_NAME = "latentfs.toml"
 # Only address space: the file grows by what is written.  Large enough never to be reached.
 _MAP_BYTES = 4 << 40
 _READERS_MAX = 512
@@ -81,9 +82,12 @@ class Store:
     snapshot.
     """
 
-    def __init__(self, path: Path, env: lmdb.Environment, *, create: bool) -> None:
+    def __init__(
+        self, path: Path, env: lmdb.Environment, use: UseLock, *, create: bool = False
+    ) -> None:
         self.path = path
         self._env = env
+        self._use = use
         self._dbs = {name: env.open_db(name.encode(), create=create) for name in tables.TABLES}
 
     # Creating and opening
@@ -101,7 +105,7 @@ class Store:
         if path.is_dir() and not any(path.iterdir()):
             made_directory = False
         elif path.exists() or path.is_symlink():
-            what = "a store" if (path / _SETTINGS_NAME).exists() else "something"
+            what = "a store" if (path / SETTINGS_NAME).exists() else "something"
             raise StoreExistsError(f"there is {what} at {path} already; choose another path")
         else:
             made_directory = True
@@ -122,22 +126,24 @@ class Store:
     def _create_in(cls, path: Path) -> Store:
         (path / "lmdb").mkdir()
         (path / "vae").mkdir()
+        use = UseLock(path)
         env = _open_environment(path, writable=True, create=True)
         try:
-            store = cls(path, env, create=True)
+            store = cls(path, env, use, create=True)
             with store.write() as transaction:
                 transaction.create_tables(uid=os.getuid(), gid=os.getgid())
             sync_directory(path / "lmdb")
-            settings = path / (_SETTINGS_NAME + ".new")
+            settings = path / (SETTINGS_NAME + ".new")
             with settings.open("wb") as file:
                 tomli_w.dump({"format_version": FORMAT_VERSION}, file)
                 file.flush()
                 os.fsync(file.fileno())
-            settings.rename(path / _SETTINGS_NAME)
+            settings.rename(path / SETTINGS_NAME)
             sync_directory(path)
             sync_directory(path.parent)
         except BaseException:
             env.close()
+            use.release()
             raise
         return store
 
@@ -148,19 +154,16 @@ class Store:
         Raises:
             StoreNotFoundError: there is none.
             StoreVersionError: it was written by a newer latentfs.
+            StoreLockedError: its database is being replaced.
             StoreCorruptError: its settings or its LMDB environment can't be read.
         """
         _check_format_version(path)
         try:
-            env = _open_environment(path, writable=writable)
+            use = UseLock(path)
             try:
-                if _schema_version(path, env) < tables.SCHEMA_VERSION:
-                    env.close()
-                    _migrate(path)
-                    env = _open_environment(path, writable=writable)
-                return cls(path, env, create=False)
+                return cls._open_with(path, use, writable=writable)
             except BaseException:
-                env.close()
+                use.release()
                 raise
         except (OSError, lmdb.Error) as error:
             if is_full_disk(error, path):
@@ -172,6 +175,19 @@ class Store:
             raise StoreCorruptError(
                 f"the LMDB environment of {path} can't be opened: {error}"
             ) from error
+
+    @classmethod
+    def _open_with(cls, path: Path, use: UseLock, *, writable: bool) -> Store:
+        env = _open_environment(path, writable=writable)
+        try:
+            if _schema_version(path, env) < tables.SCHEMA_VERSION:
+                env.close()
+                _migrate(path)
+                env = _open_environment(path, writable=writable)
+            return cls(path, env, use)
+        except BaseException:
+            env.close()
+            raise
 
     # Use
 
@@ -206,10 +222,16 @@ class Store:
             StoreFullError: the disk is full; the store is as it was.
             StoreError: writing failed otherwise; the store is as it was.
         """
-        with self._turn_to_write(), self._written_rows() as rows:
+        with self.write_rows() as rows:
             transaction = Transaction(rows)
             yield transaction
             transaction.finish()
+
+    @contextlib.contextmanager
+    def write_rows(self) -> Iterator[StoredRows]:
+        """As :meth:`write`, past all that keeps the rows in order: for repairs."""
+        with self._turn_to_write(), self._written_rows() as rows:
+            yield rows
 
     @contextlib.contextmanager
     def _turn_to_write(self) -> Iterator[None]:
@@ -264,7 +286,11 @@ class Store:
     def statistics(self) -> StoreStatistics:
         with self.read() as snapshot:
             totals = snapshot.totals()
-        return StoreStatistics(totals=totals, store_bytes=self._pages_in_use() * tables.PAGE_BYTES)
+        return StoreStatistics(totals=totals, store_bytes=self.used_bytes())
+
+    def used_bytes(self) -> int:
+        """Return the bytes of the pages in use."""
+        return self._pages_in_use() * tables.PAGE_BYTES
 
     def free_bytes(self) -> int:
         """Return the bytes of pages that were freed and will be used again."""
@@ -278,14 +304,70 @@ class Store:
         pages = sum(s["branch_pages"] + s["leaf_pages"] + s["overflow_pages"] for s in stats)
         return int(pages) + _META_PAGES
 
+    def become_sole_user(self) -> None:
+        """Keep all others from opening the store until it is closed.
+
+        Raises:
+            StoreLockedError: others have it open.
+        """
+        self._use.become_sole_user()
+
+    def copy_database(self, path: Path) -> None:
+        """Write a compacted copy of the database, as it is now, to the new file *path*, on disk.
+
+        Reads one snapshot and keeps nobody from writing.
+
+        Raises:
+            StoreFullError, StoreError: it can't be written, and is removed again.
+        """
+        try:
+            with path.open("xb") as file:
+                self._env.copyfd(file.fileno(), compact=True)
+                os.fsync(file.fileno())
+        except (OSError, lmdb.Error) as error:
+            full = is_full_disk(error, path.parent)
+            path.unlink(missing_ok=True)
+            if full:
+                raise StoreFullError(
+                    f"no space left to copy the database of {self.path} to {path}; free some space "
+                    "and try again"
+                ) from error
+            raise StoreError(
+                f"the database of {self.path} can't be copied to {path}: {error}"
+            ) from error
+
     def close(self) -> None:
         self._env.close()
+        self._use.release()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+@contextlib.contextmanager
+def rows_of_copy(path: Path) -> Iterator[StoredRows]:
+    """The rows of a database file that belongs to no store yet.
+
+    Raises:
+        StoreCorruptError: it can't be read.
+    """
+    try:
+        with lmdb.open(
+            str(path),
+            subdir=False,
+            readonly=True,
+            lock=False,
+            map_size=_MAP_BYTES,
+            max_dbs=len(tables.TABLES),
+        ) as env:
+            dbs = {name: env.open_db(name.encode(), create=False) for name in tables.TABLES}
+            with env.begin(buffers=True) as txn:
+                yield StoredRows(txn, dbs)
+    except lmdb.Error as error:
+        raise StoreCorruptError(f"the copy {path} can't be read: {error}") from error
 
 
 def _open_environment(path: Path, *, writable: bool, create: bool = False) -> lmdb.Environment:
@@ -377,12 +459,12 @@ def _migrate(path: Path) -> None:
 
 
 def _check_format_version(path: Path) -> None:
-    settings_path = path / _SETTINGS_NAME
+    settings_path = path / SETTINGS_NAME
     try:
         settings = tomllib.loads(settings_path.read_text("utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise StoreNotFoundError(
-            f"there is no latentfs store at {path} (no {_SETTINGS_NAME} in it); "
+            f"there is no latentfs store at {path} (no {SETTINGS_NAME} in it); "
             "make one with latentfs init"
         ) from None
     except OSError as error:
@@ -407,7 +489,7 @@ def _remove_half_made(path: Path, *, also_directory: bool) -> None:
     for name in ("lmdb", "vae"):
         shutil.rmtree(path / name, ignore_errors=True)
     with contextlib.suppress(OSError):
-        for name in (_SETTINGS_NAME, _SETTINGS_NAME + ".new"):
+        for name in (SETTINGS_NAME, SETTINGS_NAME + ".new", "writer.lock"):
             (path / name).unlink(missing_ok=True)
         if also_directory:
             path.rmdir()

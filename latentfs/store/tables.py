@@ -22,6 +22,7 @@ metadata        blob id (16) + 0                     blob, zstd
                 blob id (16) + 1                     references (8)
 chunks          ino (8) + index (4)                  CHUNK_BYTES of a file, see below
 xattrs          ino (8) + name (1-255)               value of an extended attribute
+renditions      sha256 of a rendition (32)           LatentContent that it is the rendition of
 ==============  ===================================  ==============================================
 
 A **payload** is stored as a run of rows.  LMDB gives a value of more than about 2 KB pages of its
@@ -33,6 +34,9 @@ A file that is no picture is kept byte for byte in **chunks** of ``CHUNK_BYTES``
 how the rest is kept (``CHUNK_RAW``, ``CHUNK_ZSTD``), then the bytes.  What a chunk lacks up to the
 file's size, or to the next chunk, reads as zeros, and a chunk that isn't there is a hole.
 
+A row of **renditions** may outlive the payload that it names: payload ids are never used again, so
+whoever reads it looks whether the payload is still there.
+
 **Migration.**  A store of a newer schema is refused.  An older one is migrated by the functions in
 ``MIGRATIONS`` (from version N to N + 1), in one transaction, before anything else is read.
 """
@@ -43,8 +47,10 @@ import struct
 from collections.abc import Callable, Iterator
 
 import lmdb
+import msgspec
 
 from latentfs.errors import StoreCorruptError
+from latentfs.store.records import Inode
 
 __all__ = [
     "CHANGES_KEPT",
@@ -76,7 +82,12 @@ SCHEMA_VERSION = 2
 
 
 def _add_tables(txn: lmdb.Transaction, dbs: dict[str, lmdb._Database]) -> None:
-    """From 1 to 2: the tables for chunks and extended attributes, which are made when opened."""
+    """From 1 to 2: the new tables, which are made when opened; those for chunks stay empty."""
+    for _, value in txn.cursor(db=dbs["inodes"]):
+        content = msgspec.msgpack.decode(value, type=Inode).content
+        if content is not None:
+            encoded = msgspec.msgpack.encode(content)
+            txn.put(content.rendition_sha256, encoded, db=dbs["renditions"])
 
 
 # Each is given the write transaction and the tables by name, those of newer versions too.
@@ -93,6 +104,7 @@ TABLES = (
     "metadata",
     "chunks",
     "xattrs",
+    "renditions",
 )
 ROOT_INO = 1
 NAME_BYTES_MAX = 255

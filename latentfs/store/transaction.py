@@ -15,8 +15,8 @@ import zstandard
 from latentfs.errors import CorruptPayloadError, PathError, StoreCorruptError
 from latentfs.latents import payload as payload_codec
 from latentfs.latents.recipe import Recipe
-from latentfs.store import tables
-from latentfs.store.records import Change, Inode, LatentContent, VaeRecord
+from latentfs.store import chunks, tables
+from latentfs.store.records import Change, Inode, VaeRecord
 from latentfs.store.rows import Rows
 from latentfs.store.snapshot import Snapshot, blob_id, split_path
 
@@ -139,8 +139,7 @@ class Transaction(Snapshot):
         ino = self._next(b"next_ino")
         self.put_inode(ino, inode)
         self._put("dentries", key, tables.ino_key(ino))
-        if inode.content is not None:
-            self._count_references(inode.content, +1)
+        self._count_references(inode, +1)
         self._touch_directory(parent_ino, now_ns=time.time_ns())
         self._totals = self._totals.plus(files=1, size_bytes=inode.size_bytes)
         return ino
@@ -152,12 +151,34 @@ class Transaction(Snapshot):
         if ino is None or inode is None or inode.is_directory:
             raise PathError(f"{name.decode()!r} in directory inode {parent_ino} is not a file")
         self._rows.delete("dentries", tables.dentry_key(parent_ino, name))
-        self._rows.delete("inodes", tables.ino_key(ino))
         self._removed.append((parent_ino, name, ino))
-        if inode.content is not None:
-            self._count_references(inode.content, -1)
         self._touch_directory(parent_ino, now_ns=time.time_ns())
-        self._totals = self._totals.plus(files=-1, size_bytes=-inode.size_bytes)
+        if inode.nlink > 1:
+            changed = msgspec.structs.replace(inode, nlink=inode.nlink - 1, ctime_ns=time.time_ns())
+            self.put_inode(ino, changed)
+        else:
+            self.discard(ino)
+
+    def discard(self, ino: int) -> None:
+        """Remove an inode that no entry leads to, with all that it holds."""
+        inode = self.inode(ino)
+        if inode is None:
+            raise StoreCorruptError(f"inode {ino} is missing; run latentfs fsck")
+        self.drop_content(ino, inode)
+        for name in list(self.xattr_names(ino)):
+            self._rows.delete("xattrs", tables.xattr_key(ino, name))
+        self._rows.delete("inodes", tables.ino_key(ino))
+        self._rows.delete("catalog", tables.orphan_key(ino))
+        if inode.is_directory:
+            self._totals = self._totals.plus(directories=-1)
+        else:
+            self._totals = self._totals.plus(files=-1, size_bytes=-inode.size_bytes)
+
+    def drop_content(self, ino: int, inode: Inode) -> None:
+        """Remove what a file's bytes are kept as; its inode is to be changed or removed next."""
+        self._count_references(inode, -1)
+        if inode.chunks:
+            chunks.drop_chunks(self._rows, ino)
 
     # Payloads and metadata
 
@@ -196,12 +217,14 @@ class Transaction(Snapshot):
             self._put("metadata", tables.blob_references_key(blob), bytes(8))
         return blob
 
-    def _count_references(self, content: LatentContent, change: int) -> None:
-        self._count_payload(content.payload, change)
-        for blob in content.chunks:
+    def _count_references(self, inode: Inode, change: int) -> None:
+        for payload in inode.payloads:
+            self._count_payload(payload, change)
+        for blob in inode.blobs:
             self._count_blob(blob, change)
-        if content.source.metadata is not None:
-            self._count_blob(content.source.metadata, change)
+        if change > 0 and inode.content is not None:
+            encoded = msgspec.msgpack.encode(inode.content)
+            self._put("renditions", inode.content.rendition_sha256, encoded)
 
     def _count_payload(self, payload: int, change: int) -> None:
         header = self.payload_header(payload)

@@ -14,6 +14,7 @@ from store_contents import problems
 from latentfs.latents.source import read_latent_file
 from latentfs.store.store import Store
 
+ROUNDS = 3  # unless --crash-rounds says otherwise
 PICTURES = 150
 POLL_S = 0.01
 START_S = 60
@@ -109,7 +110,7 @@ def test_killed_at_random_moments(new_store, tmp_path, start_import, digests, re
     print(f"random seed {seed}")
     chance = random.Random(seed)
     store_path, before = new_store(tmp_path / "0.lfs"), 0
-    for number in range(1, request.config.getoption("--crash-rounds") + 1):
+    for number in range(1, (request.config.getoption("--crash-rounds") or ROUNDS) + 1):
         process = start_import(store_path)
         wait_for_files(store_path, chance.randint(before, PICTURES - 1), process)
         time.sleep(chance.uniform(0, 0.3))

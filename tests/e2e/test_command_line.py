@@ -19,6 +19,9 @@ COMMANDS = (
     ("export",),
     ("status",),
     ("fsck",),
+    ("scrub",),
+    ("backup",),
+    ("gc",),
 )
 
 
@@ -67,7 +70,16 @@ def test_version():
 
 @pytest.mark.parametrize(
     "arguments",
-    [("fsck",), ("vae", "list"), ("status",), ("export", "/", "out"), ("import", "x", "--vae=v")],
+    [
+        ("fsck",),
+        ("fsck", "--repair"),
+        ("backup", "copy"),
+        ("gc",),
+        ("vae", "list"),
+        ("status",),
+        ("export", "/", "out"),
+        ("import", "x", "--vae=v"),
+    ],
 )
 def test_no_store(tmp_path, arguments):
     command = [arguments[0], *arguments[1:2]] if arguments[0] == "vae" else [arguments[0]]

@@ -20,12 +20,6 @@ from latentfs.fs.tuning import CONGESTION_THRESHOLD, MAX_BACKGROUND, READ_AHEAD_
 def test_extended_attributes(mount: Mount) -> None:
     path = mount.path / "pictures" / "000.png"
     values = {
-        name.removeprefix("user.latentfs."): os.getxattr(path, name).decode()
-        for name in os.listxattr(path)
-    }
-    assert values.pop("recipe")
-    assert 500 < int(values.pop("stored_bytes")) < 5000
-    assert values == {
         "kind": "latent",
         "vae": "tiny",
         "dtype": "float32",
@@ -34,12 +28,17 @@ def test_extended_attributes(mount: Mount) -> None:
         "codec": "pco",
         "source": "000.latent",
     }
+    for name, value in values.items():
+        assert os.getxattr(path, f"user.latentfs.{name}").decode() == value
+    assert len(os.getxattr(path, "user.latentfs.recipe")) == 32
+    assert 500 < int(os.getxattr(path, "user.latentfs.stored_bytes")) < 5000
     with pytest.raises(OSError, match="No data") as unknown:
         os.getxattr(path, "user.other")
     assert unknown.value.errno == errno.ENODATA
     with pytest.raises(OSError, match="not supported"):
         os.getxattr(path, "security.selinux")
-    assert os.listxattr(mount.path / "pictures") == []
+    for listed in (path, mount.path / "pictures"):
+        assert os.listxattr(listed) == []
     assert mount.status()["renders_total"] == 0
 
 
@@ -86,6 +85,27 @@ def test_statfs(mount: Mount) -> None:
     assert of_mount.f_ffree > 1000
     assert of_mount.f_namemax == 255
     assert of_mount.f_frsize * of_mount.f_blocks == of_disk.f_frsize * of_disk.f_blocks
+
+
+def test_a_size_limit_is_a_quota(store: Path, tmp_path: Path) -> None:
+    with mounted(store, tmp_path / "mnt", "--size-limit", "4M") as mount:
+        space = os.statvfs(mount.path)
+        assert space.f_frsize * space.f_blocks == 4 << 20
+        with pytest.raises(OSError, match="quota") as error:
+            (mount.path / "large").write_bytes(os.urandom(5 << 20))
+        assert error.value.errno == errno.EDQUOT
+        assert (mount.path / "pictures" / "000.png").read_bytes()
+        (mount.path / "large").unlink()
+        os.fsync(os.open(mount.path, os.O_RDONLY))
+
+        def fits() -> bool:
+            try:
+                (mount.path / "small").write_bytes(os.urandom(1 << 20))
+            except OSError:
+                return False
+            return True
+
+        wait_until(fits, "what was removed makes room")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may tune a mount")

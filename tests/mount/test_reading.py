@@ -211,37 +211,41 @@ def test_it_is_usable_before_any_model_is_loaded(store: Path, tmp_path: Path) ->
         assert "libtorch" not in modules
 
 
-def test_a_damaged_neighbour_does_not_keep_a_file_from_being_opened(
+class Rendered:
+    """Renditions of zeros, at once."""
+
+    async def get(self, ino: int, inode: Inode, reader: Reader) -> bytes:
+        return bytes(inode.size_bytes)
+
+
+def test_a_damaged_neighbour_does_not_keep_a_file_from_being_read(
     pictures_store: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Damaged(SequenceDetector):
         def opened(self, reader: Hashable, ino: int, next_names: NextNames) -> list[int]:
             raise StoreCorruptError("inode 7 can't be read")
 
-    async def open_one() -> None:
+    async def read_one() -> None:
         with Store.open(pictures_store) as store:
             with store.read() as snapshot:
                 found = snapshot.resolve("/pictures/000.png")
             assert found is not None
             filesystem = LatentOperations(
                 LiveStore(store),
-                None,  # type: ignore[arg-type]
+                Rendered(),  # type: ignore[arg-type]
                 Damaged(files_max=8),
                 ahead_bytes=0,
             )
-            assert (await filesystem.open(found[0], 0, pyfuse3.RequestContext())).fh
+            handle = (await filesystem.open(found[0], 0, pyfuse3.RequestContext())).fh
+            assert len(await filesystem.read(handle, 0, 4096)) == 4096
 
-    trio.run(open_one)
+    trio.run(read_one)
     assert "inode 7" in caplog.text
 
 
 def test_handles_read_in_part_keep_a_bounded_amount(
     pictures_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Rendered:
-        async def get(self, ino: int, inode: Inode, reader: Reader) -> bytes:
-            return bytes(inode.size_bytes)
-
     monkeypatch.setattr(open_files, "_PINNED_BYTES_MAX", 300_000)
 
     async def read_heads() -> None:

@@ -95,7 +95,8 @@ def test_a_new_store_is_empty_and_sound(tmp_path):
             root = snapshot.resolve("/")
         assert root is not None
         assert (root[0], root[1].nlink, root[1].parent_ino) == (tables.ROOT_INO, 2, tables.ROOT_INO)
-    assert sorted(entry.name for entry in path.iterdir()) == ["latentfs.toml", "lmdb", "vae"]
+    names = sorted(entry.name for entry in path.iterdir())
+    assert names == ["latentfs.toml", "lmdb", "vae", "writer.lock"]
     with Store.open(path) as store:
         assert problems(store) == []
 

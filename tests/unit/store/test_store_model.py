@@ -55,7 +55,7 @@ class StoreModel(RuleBasedStateMachine):
         folder=folders,
         name=NAMES,
         latent=st.sampled_from(range(len(LATENTS))),
-        size_bytes=st.integers(1, 1 << 40),
+        size_bytes=st.integers(1 << 17, 1 << 40),
         chunks=st.lists(BLOBS, max_size=2).map(tuple),
         metadata=st.none() | BLOBS,
     )

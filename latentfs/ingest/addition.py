@@ -1,0 +1,103 @@
+"""The last steps of every picture into a store: its render, and its file."""
+
+from __future__ import annotations
+
+import stat
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from latentfs.images.framing import Framing
+from latentfs.ingest.preparation import Picture
+from latentfs.latents import payload as payload_codec
+from latentfs.render.job_queue import RenderJob
+from latentfs.render.protocol import Rendered, RenderRequest
+from latentfs.store.records import Inode, LatentContent, VaeRecord
+from latentfs.store.transaction import Transaction
+
+__all__ = ["Owner", "RenderedPicture", "add_picture", "job_for_picture"]
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedPicture:
+    """A picture whose size is known, on its way into the store."""
+
+    picture: Picture
+    payload: bytes
+    report: Rendered
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Whose a new file is, and its permissions, as in ``chmod``."""
+
+    uid: int
+    gid: int
+    permissions: int = 0o644
+
+
+def job_for_picture(
+    store_path: Path, vae: VaeRecord, framing: Framing, picture: Picture
+) -> RenderJob:
+    """Compress the latent, and the exact one where that is to be compared with.
+
+    Takes tens of milliseconds: to be called in a thread.
+    """
+    payload = payload_codec.encode(picture.latent)
+    reference = b"" if picture.exact is None else payload_codec.encode(picture.exact)
+    request = RenderRequest(
+        number=0,
+        vae_folder=str(store_path / "vae" / vae.id),
+        vae_files=vae.files,
+        recipe=picture.recipe,
+        framing=framing,
+        size_bytes=None,
+        payload_bytes=len(payload),
+        reference_bytes=len(reference),
+        chunk_bytes=tuple(len(chunk) for chunk in picture.chunks),
+        want_data=False,
+    )
+    return RenderJob(
+        request,
+        [payload, reference, *picture.chunks],
+        picture.latent.shape,
+        picture.identity,
+    )
+
+
+def add_picture(
+    transaction: Transaction,
+    parent_ino: int,
+    name: bytes,
+    rendered: RenderedPicture,
+    *,
+    framing: Framing,
+    owner: Owner,
+) -> None:
+    """Make the file of a rendered picture; *name* must be free."""
+    picture, report = rendered.picture, rendered.report
+    metadata = None if picture.metadata is None else transaction.add_blob(picture.metadata)
+    content = LatentContent(
+        payload=transaction.add_payload(picture.identity.digest, rendered.payload),
+        # Another than was asked for where the latent, or the memory, did not allow that.
+        recipe=transaction.put_recipe(report.recipe or picture.recipe),
+        framing=framing,
+        chunks=tuple(transaction.add_blob(chunk) for chunk in picture.chunks),
+        rendition_sha256=report.sha256,
+        width=report.width,
+        height=report.height,
+        source=msgspec.structs.replace(picture.source, metadata=metadata),
+    )
+    inode = Inode(
+        mode=stat.S_IFREG | owner.permissions,
+        uid=owner.uid,
+        gid=owner.gid,
+        nlink=1,
+        size_bytes=report.size_bytes,
+        mtime_ns=picture.mtime_ns,
+        ctime_ns=time.time_ns(),
+        content=content,
+    )
+    transaction.add_file(parent_ino, name, inode)

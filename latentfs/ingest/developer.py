@@ -1,0 +1,341 @@
+"""What becomes of files that programs write into a mount, once they are finished.
+
+* A **latent file** is kept as its compressed payload from then on, and its picture appears beside
+  it: ``cat.latent`` gives ``cat.png``.
+* A **copy of a picture**, byte for byte, shares the payload of the picture that it is a copy of.
+
+Neither changes a byte of the file that was written.  All of it happens behind the programs' backs:
+what fails leaves the file as it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from latentfs.errors import LatentError, LatentfsError, VaeNotFoundError
+from latentfs.images.framing import Framing
+from latentfs.ingest.addition import Owner, RenderedPicture, add_picture, job_for_picture
+from latentfs.ingest.conflicts import resolve
+from latentfs.ingest.discover import Candidate
+from latentfs.ingest.preparation import ImportOptions, Picture, Preparation
+from latentfs.latents.taken_apart import TakenApart, take_apart
+from latentfs.render.job_queue import Priority
+from latentfs.render.scheduler import Scheduler
+from latentfs.store.file_transaction import FileTransaction
+from latentfs.store.live_store import LiveStore
+from latentfs.store.records import Inode, LatentFileContent, VaeRecord
+from latentfs.store.snapshot import Snapshot
+from latentfs.store.tables import ROOT_INO
+
+__all__ = ["UNDEVELOPED_XATTR", "VAE_XATTR", "Developer", "DeveloperStatistics"]
+
+log = logging.getLogger(__name__)
+
+VAE_XATTR = b"user.latentfs.vae"
+"""Of a folder: name of the VAE for the latent files below it."""
+
+UNDEVELOPED_XATTR = b"user.latentfs.undeveloped"
+"""Of a latent file: why it has no picture."""
+
+_LATENT_SUFFIXES = (b".latent", b".safetensors")
+_PICTURE_STARTS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
+_FILE_BYTES_MAX = 64 << 20
+_PIECE_BYTES = 1 << 20
+_WAITING_MAX = 10_000
+# A damaged store may have folders that are in each other.
+_FOLDERS_DEEP_MAX = 10_000
+_FRAMING = Framing.png()
+
+
+@dataclass(frozen=True, slots=True)
+class DeveloperStatistics:
+    """Counters since the mount.
+
+    Attributes:
+        developed_total: latent files whose pictures were made.
+        undeveloped_total: latent files that no picture could be made of.
+        copies_recognised_total: files that turned out to be copies of pictures.
+        developing: files that wait for their turn.
+    """
+
+    developed_total: int
+    undeveloped_total: int
+    copies_recognised_total: int
+    developing: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Finished:
+    """A file as it was when its turn came."""
+
+    ino: int
+    inode: Inode
+    parent_ino: int
+    name: bytes
+
+
+class Developer:
+    """Looks at finished files one after the other, at low priority.
+
+    Args:
+        name_of: gives (parent ino, name) of an inode, None where it isn't known.
+        is_being_written: whether a file is open to be written.
+    """
+
+    def __init__(
+        self,
+        store: LiveStore,
+        scheduler: Scheduler,
+        *,
+        name_of: Callable[[int], tuple[int, bytes] | None],
+        is_being_written: Callable[[int], bool],
+    ) -> None:
+        self._store = store
+        self._scheduler = scheduler
+        self._name_of = name_of
+        self._is_being_written = is_being_written
+        self._waiting: dict[int, None] = {}
+        self._wake = trio.Event()
+        self._current_ino: int | None = None
+        self._current_has_changed = False
+        self._developed = 0
+        self._undeveloped = 0
+        self._copies = 0
+
+    def statistics(self) -> DeveloperStatistics:
+        return DeveloperStatistics(
+            developed_total=self._developed,
+            undeveloped_total=self._undeveloped,
+            copies_recognised_total=self._copies,
+            developing=len(self._waiting),
+        )
+
+    def finished(self, ino: int) -> None:
+        """Have a file looked at that was written or renamed; costs next to nothing."""
+        if ino == self._current_ino:
+            self._current_has_changed = True
+        if len(self._waiting) < _WAITING_MAX:
+            self._waiting[ino] = None
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Look at finished files until cancelled; a file whose turn is on then stays as it is."""
+        while True:
+            await self._wake.wait()
+            self._wake = trio.Event()
+            while self._waiting:
+                ino = next(iter(self._waiting))
+                del self._waiting[ino]
+                self._current_ino, self._current_has_changed = ino, False
+                try:
+                    await self._look_at(ino)
+                except LatentfsError as error:
+                    log.warning("inode %d stays as it was written: %s", ino, error)
+                except Exception:
+                    log.exception("inode %d stays as it was written", ino)
+                await trio.lowlevel.checkpoint()
+
+    async def _look_at(self, ino: int) -> None:
+        file = self._finished_file(ino)
+        if file is None:
+            return
+        with self._store.read() as snapshot:
+            start = snapshot.bytes_of(ino, offset=0, end=min(16, file.inode.size_bytes))
+        if start.startswith(_PICTURE_STARTS):
+            await self._recognise_copy(file)
+        elif file.name.endswith(_LATENT_SUFFIXES):
+            await self._develop(file)
+
+    def _finished_file(self, ino: int) -> _Finished | None:
+        """Return the file if it is to be looked at: whole, chunked, named, not too large."""
+        with self._store.read() as snapshot:
+            inode = snapshot.inode(ino)
+        where = self._name_of(ino)
+        if (
+            inode is None
+            or where is None
+            or not inode.is_chunked
+            or not 0 < inode.size_bytes <= _FILE_BYTES_MAX
+            or self._is_being_written(ino)
+        ):
+            return None
+        return _Finished(ino, inode, *where)
+
+    async def _bytes_of(self, file: _Finished) -> bytes:
+        """Return the bytes of the file; they count only if it is unchanged in the end."""
+        pieces = []
+        for offset in range(0, file.inode.size_bytes, _PIECE_BYTES):
+            with self._store.read() as snapshot:
+                end = min(offset + _PIECE_BYTES, file.inode.size_bytes)
+                pieces.append(snapshot.bytes_of(file.ino, offset=offset, end=end))
+            await trio.lowlevel.checkpoint()
+        return b"".join(pieces)
+
+    def _is_unchanged(self, transaction: FileTransaction, file: _Finished) -> bool:
+        """Whether nobody has written the file since its turn came, or is writing it."""
+        now = transaction.inode(file.ino)
+        return (
+            now is not None
+            and not self._current_has_changed
+            and not self._is_being_written(file.ino)
+            and now.is_chunked
+            and now.size_bytes == file.inode.size_bytes
+        )
+
+    # Copies of pictures
+
+    async def _recognise_copy(self, file: _Finished) -> None:
+        data = await self._bytes_of(file)
+        digest = await trio.to_thread.run_sync(lambda: hashlib.sha256(data).digest())
+        with self._store.read() as snapshot:
+            if snapshot.content_of_rendition(digest) is None:
+                return
+        await self._store.may_change()
+        with self._store.change() as transaction:
+            content = transaction.content_of_rendition(digest)
+            if content is None or not self._is_unchanged(transaction, file):
+                return
+            transaction.make_latent(file.ino, transaction.require(file.ino), content)
+        self._copies += 1
+
+    # Latent files
+
+    async def _develop(self, file: _Finished) -> None:
+        try:
+            await self._make_pictures(file)
+        except LatentfsError as error:
+            self._undeveloped += 1
+            log.info("no picture is made of %r: %s", file.name, error)
+            await self._note(file, str(error))
+        else:
+            self._developed += 1
+
+    async def _make_pictures(self, file: _Finished) -> None:
+        data = await self._bytes_of(file)
+        apart = await trio.to_thread.run_sync(take_apart, data)
+        with self._store.read() as snapshot:
+            vae_name, vae = _vae_for(snapshot, file.parent_ino, apart)
+        pictures = _pictures_of(apart, file, vae_name, vae)
+        rendered = [await self._render(picture, vae) for picture in pictures]
+        await self._store.may_change()
+        adds_bytes = 4096 + sum(len(picture.payload) for picture in rendered)
+        with self._store.change(adds_bytes=adds_bytes, announced=True) as transaction:
+            if self._is_unchanged(transaction, file):
+                self._commit(transaction, file, apart, rendered)
+
+    async def _render(self, picture: Picture, vae: VaeRecord) -> RenderedPicture:
+        job = await trio.to_thread.run_sync(
+            job_for_picture, self._store.path, vae, _FRAMING, picture
+        )
+        rendition = await self._scheduler.render(job, priority=Priority.IMPORT)
+        return RenderedPicture(picture, job.bulk[0], rendition.report)
+
+    def _commit(
+        self,
+        transaction: FileTransaction,
+        file: _Finished,
+        apart: TakenApart,
+        rendered: list[RenderedPicture],
+    ) -> None:
+        inode = transaction.require(file.ino)
+        owner = Owner(inode.uid, inode.gid, stat.S_IMODE(inode.mode) & 0o666)
+        for made in rendered:
+            # Programs set the times of a file after they have closed it.
+            picture = dataclasses.replace(made.picture, mtime_ns=inode.mtime_ns)
+            name = _free_name(transaction, file, picture)
+            if name is not None:
+                add_picture(
+                    transaction,
+                    file.parent_ino,
+                    name,
+                    dataclasses.replace(made, picture=picture),
+                    framing=_FRAMING,
+                    owner=owner,
+                )
+        payloads = tuple(
+            transaction.add_payload(picture.picture.identity.digest, picture.payload)
+            for picture in rendered
+        )
+        rest = transaction.add_blob(apart.rest)
+        content = LatentFileContent(payloads, rest, apart.offset, apart.packed)
+        transaction.make_latent(file.ino, inode, content)
+        transaction.note_xattr(file.ino, UNDEVELOPED_XATTR, None)
+
+    async def _note(self, file: _Finished, reason: str) -> None:
+        await self._store.may_change()
+        with self._store.change() as transaction:
+            if transaction.inode(file.ino) is not None:
+                value = reason.encode("utf-8", "backslashreplace")
+                transaction.note_xattr(file.ino, UNDEVELOPED_XATTR, value)
+
+
+def _vae_for(snapshot: Snapshot, ino: int, apart: TakenApart) -> tuple[str, VaeRecord]:
+    """Return the VAE that the nearest folder names, or the only one that takes such latents.
+
+    Raises:
+        VaeNotFoundError: there is none, or several and no folder names one.
+    """
+    for _ in range(_FOLDERS_DEEP_MAX):
+        named = snapshot.xattr(ino, VAE_XATTR)
+        if named is not None:
+            name = named.decode("utf-8", "replace")
+            return name, snapshot.vae(name)
+        inode = snapshot.inode(ino)
+        if ino == ROOT_INO or inode is None:
+            break
+        ino = inode.parent_ino
+    channels = apart.file.latents[0].shape[0]
+    fitting = [(name, vae) for name, vae in snapshot.vaes() if vae.latent_channels == channels]
+    if len(fitting) == 1:
+        return fitting[0]
+    names = ", ".join(name for name, _ in fitting) or "none"
+    raise VaeNotFoundError(
+        f"which VAE decodes latents of {channels} channels is not known (the store has: {names}); "
+        "name one for the folder: setfattr -n user.latentfs.vae -v NAME FOLDER"
+    )
+
+
+def _pictures_of(
+    apart: TakenApart, file: _Finished, vae_name: str, vae: VaeRecord
+) -> list[Picture]:
+    options = ImportOptions(
+        vae=vae_name,
+        to="/",
+        precision="source",
+        framing=_FRAMING,
+        rounding="round",
+        on_conflict="rename",
+    )
+    try:
+        path = Path(file.name.decode())
+    except UnicodeDecodeError as error:
+        raise LatentError("its name is not valid UTF-8; rename it") from error
+    candidate = Candidate(path, "/", path.stem)
+    return Preparation(options, vae).pictures_of(
+        apart.file, candidate, mtime_ns=file.inode.mtime_ns
+    )
+
+
+def _free_name(transaction: FileTransaction, file: _Finished, picture: Picture) -> bytes | None:
+    """Return the name to give a picture; None where it is there already.
+
+    The picture of an earlier version of the same latent file makes room for it.
+    """
+    there = transaction.lookup(file.parent_ino, picture.name)
+    inode = None if there is None else transaction.inode(there)
+    conflict = resolve(transaction, file.parent_ino, picture.name, picture.identity, "rename")
+    if conflict.action == "same":
+        return None
+    content = None if inode is None else inode.content
+    if content is not None and content.source.name == picture.source.name:
+        transaction.remove_file(file.parent_ino, picture.name)
+        return picture.name
+    return conflict.name

@@ -1,0 +1,114 @@
+"""Copying a store as of one moment, while it is used."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from latentfs.errors import (
+    InvalidArgumentError,
+    LatentfsError,
+    StoreError,
+    StoreExistsError,
+    StoreFullError,
+)
+from latentfs.store.records import Totals, VaeRecord
+from latentfs.store.snapshot import Snapshot
+from latentfs.store.store import SETTINGS_NAME, Store, is_full_disk, rows_of_copy, sync_directory
+from latentfs.store.vae_files import verify
+
+__all__ = ["Backup", "back_up"]
+
+
+@dataclass(frozen=True, slots=True)
+class Backup:
+    """What was copied.
+
+    Attributes:
+        totals: of the copy.
+        size_bytes: of its files.
+        damaged: what is wrong with VAEs in it, as it is in the store.
+    """
+
+    totals: Totals
+    size_bytes: int
+    damaged: tuple[str, ...]
+
+
+def back_up(store: Store, target: Path) -> Backup:
+    """Copy *store*, as it is on disk now, to the new folder *target*, on disk when this returns.
+
+    The mark ``latentfs.toml`` is written last: half a copy is not taken for a store, and is
+    removed unless this process is killed.  Changes go on meanwhile and wait for nothing.
+
+    Raises:
+        StoreExistsError: something is at *target*.
+        InvalidArgumentError: *target* is in the store.
+        StoreFullError, StoreError: it can't be written.
+    """
+    if os.path.lexists(target):
+        raise StoreExistsError(f"there is something at {target} already; choose another path")
+    if target.resolve().is_relative_to(store.path.resolve()):
+        raise InvalidArgumentError(f"{target} is in the store {store.path}; choose another path")
+    try:
+        target.mkdir(parents=True)
+        try:
+            return _copy(store, target)
+        except BaseException:
+            shutil.rmtree(target, ignore_errors=True)
+            raise
+    except OSError as error:
+        kind = StoreFullError if is_full_disk(error, target.parent) else StoreError
+        raise kind(f"can't copy the store {store.path} to {target}: {error}") from error
+
+
+def _copy(store: Store, target: Path) -> Backup:
+    database = target / "lmdb" / "data.mdb"
+    database.parent.mkdir()
+    store.copy_database(database)
+    with rows_of_copy(database) as rows:
+        snapshot = Snapshot(rows)
+        totals = snapshot.totals()
+        vaes = {vae.id: (name, vae) for name, vae in snapshot.vaes()}
+    (target / "vae").mkdir()
+    damaged = []
+    for name, vae in vaes.values():
+        _copy_vae(store.path / "vae" / vae.id, target / "vae" / vae.id, vae)
+        try:
+            verify(target / "vae" / vae.id, vae.files)
+        except LatentfsError as error:
+            damaged.append(f"VAE {name!r}: {error}")
+    for folder in (target / "vae", database.parent, target):
+        sync_directory(folder)
+    _write_mark((store.path / SETTINGS_NAME).read_bytes(), target)
+    size_bytes = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+    return Backup(totals, size_bytes, tuple(damaged))
+
+
+def _copy_vae(source: Path, target: Path, vae: VaeRecord) -> None:
+    """Copy what is there of a VAE's files."""
+    target.mkdir()
+    for file in vae.files:
+        if (source / file.name).is_file():
+            shutil.copyfile(source / file.name, target / file.name)
+            _sync_file(target / file.name)
+    sync_directory(target)
+
+
+def _write_mark(settings: bytes, target: Path) -> None:
+    new = target / (SETTINGS_NAME + ".new")
+    new.write_bytes(settings)
+    _sync_file(new)
+    new.rename(target / SETTINGS_NAME)
+    sync_directory(target)
+    sync_directory(target.parent)
+
+
+def _sync_file(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,248 @@
+"""Latent files written into a mount, and copies of its pictures."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from latent_files import latent_array, write_comfyui_latent, write_diffusers_latent
+from mounts import Mount, latentfs, mounted, wait_until
+from PIL import Image
+
+SHAPE = (1, 4, 16, 20)
+
+
+def _latent(folder: Path, name: str = "cat.latent", *, seed: int = 1000, batch: int = 1) -> Path:
+    path = folder / name
+    array = latent_array(batch, *SHAPE[1:], seed=seed)
+    write_comfyui_latent(path, array, metadata={"prompt": json.dumps({"seed": seed})})
+    return path
+
+
+def _settle(mount: Mount, *, developed: int = 0, undeveloped: int = 0, copies: int = 0) -> None:
+    """Wait until the mount has dealt with that many files in all."""
+    expected = (developed, undeveloped, copies)
+
+    def is_settled() -> bool:
+        status = mount.status()
+        names = ("developed_total", "undeveloped_total", "copies_recognised_total")
+        return tuple(status[name] for name in names) == expected and not status["developing"]
+
+    wait_until(is_settled, f"{expected} files are dealt with")
+
+
+def _xattr(path: Path, name: str) -> str:
+    return os.getxattr(path, f"user.latentfs.{name}").decode()
+
+
+def _size(data: bytes) -> tuple[int, int]:
+    with Image.open(BytesIO(data)) as picture:
+        picture.load()
+        return picture.size
+
+
+def test_a_written_latent_gets_its_picture(mount: Mount, tmp_path: Path) -> None:
+    source = _latent(tmp_path)
+    target = mount.path / "cat.latent"
+    shutil.copy2(source, target)
+    written = target.stat()
+    _settle(mount, developed=1)
+    assert target.read_bytes() == source.read_bytes()
+    assert _xattr(target, "kind") == "latent-file"
+    assert 500 < int(_xattr(target, "stored_bytes")) < 5000
+    assert target.stat().st_mtime_ns == source.stat().st_mtime_ns
+    assert target.stat().st_ctime_ns == written.st_ctime_ns
+    picture = mount.path / "cat.png"
+    assert _size(picture.read_bytes()) == (160, 128)
+    assert _xattr(picture, "vae") == "tiny"
+    with Image.open(picture) as opened:
+        assert opened.info["prompt"] == '{"seed": 1000}'
+    assert picture.stat().st_mtime_ns == source.stat().st_mtime_ns
+    assert "cat.png" in os.listdir(mount.path)
+
+
+def test_the_picture_is_the_one_that_an_import_makes(
+    mount: Mount, store: Path, tmp_path: Path
+) -> None:
+    source = _latent(tmp_path)
+    shutil.copy(source, mount.path / "cat.latent")
+    _settle(mount, developed=1)
+    latentfs("import", store, source, "--vae", "tiny", "--to", "/imported")
+    imported = mount.path / "imported" / "cat.png"
+    wait_until(imported.exists, "the imported picture shows")
+    assert imported.read_bytes() == (mount.path / "cat.png").read_bytes()
+    assert _xattr(imported, "stored_bytes") == _xattr(mount.path / "cat.png", "stored_bytes")
+
+
+def test_both_are_there_after_a_restart(store: Path, tmp_path: Path) -> None:
+    source = _latent(tmp_path, batch=2)
+    with mounted(store, tmp_path / "first") as mount:
+        shutil.copy(source, mount.path / "cat.latent")
+        _settle(mount, developed=1)
+        pictures = [(mount.path / f"cat_{n}.png").read_bytes() for n in (1, 2)]
+        assert mount.end() == 0
+    with mounted(store, tmp_path / "second", "-o", "ro") as mount:
+        assert (mount.path / "cat.latent").read_bytes() == source.read_bytes()
+        assert [(mount.path / f"cat_{n}.png").read_bytes() for n in (1, 2)] == pictures
+        assert mount.end() == 0
+    assert latentfs("fsck", store).returncode == 0
+
+
+def test_a_latent_moved_into_its_name_gets_its_picture(mount: Mount, tmp_path: Path) -> None:
+    """As rsync does it, and browsers."""
+    source = _latent(tmp_path)
+    subprocess.run(["rsync", "-a", source, mount.path / "moved.latent"], check=True)
+    _settle(mount, developed=1)
+    assert (mount.path / "moved.latent").read_bytes() == source.read_bytes()
+    assert _size((mount.path / "moved.png").read_bytes()) == (160, 128)
+    again = subprocess.run(
+        ["rsync", "-a", "--checksum", "--itemize-changes", source, mount.path / "moved.latent"],
+        check=True,
+        capture_output=True,
+    )
+    assert again.stdout == b""
+
+
+def test_another_latent_under_the_name_replaces_the_picture(mount: Mount, tmp_path: Path) -> None:
+    target = mount.path / "cat.latent"
+    shutil.copy(_latent(tmp_path, seed=1), target)
+    _settle(mount, developed=1)
+    before = (mount.path / "cat.png").read_bytes()
+    second = _latent(tmp_path, seed=2)
+    shutil.copy(second, target)
+    _settle(mount, developed=2)
+    assert target.read_bytes() == second.read_bytes()
+    wait_until(lambda: (mount.path / "cat.png").read_bytes() != before, "the new picture shows")
+    assert sorted(name for name in os.listdir(mount.path) if "cat" in name) == [
+        "cat.latent",
+        "cat.png",
+    ]
+
+
+def test_a_file_that_has_the_name_of_the_picture_stays(mount: Mount, tmp_path: Path) -> None:
+    (mount.path / "cat.png").write_bytes(b"mine")
+    shutil.copy(_latent(tmp_path), mount.path / "cat.latent")
+    _settle(mount, developed=1)
+    assert (mount.path / "cat.png").read_bytes() == b"mine"
+    assert _size((mount.path / "cat (1).png").read_bytes()) == (160, 128)
+
+
+def test_a_latent_that_is_written_into_again_is_an_ordinary_file(
+    mount: Mount, tmp_path: Path
+) -> None:
+    source = _latent(tmp_path)
+    target = mount.path / "cat.latent"
+    shutil.copy(source, target)
+    _settle(mount, developed=1)
+    with target.open("r+b") as file:
+        file.seek(source.stat().st_size)
+        file.write(b"more")
+    _settle(mount, developed=1, undeveloped=1)
+    assert target.read_bytes() == source.read_bytes() + b"more"
+    assert "belong to no tensor" in _xattr(target, "undeveloped")
+    os.truncate(target, source.stat().st_size)
+    assert target.read_bytes() == source.read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["other channels", "no latents", "broken", "NaN"])
+def test_what_can_not_be_developed_says_why(mount: Mount, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "bad.safetensors"
+    if kind == "other channels":
+        write_diffusers_latent(path, latent_array(1, 16, 8, 8, seed=1))
+        reason = "which VAE decodes latents of 16 channels is not known (the store has: none)"
+    elif kind == "no latents":
+        from safetensors.numpy import save_file
+
+        save_file({"weight": np.zeros((3, 3), np.float32)}, path)
+        reason = "no latents in it"
+    elif kind == "broken":
+        path.write_bytes(b"\x10\0\0\0\0\0\0\0{")
+        reason = "truncated"
+    else:
+        array = latent_array(1, 4, 8, 8, seed=1)
+        array[0, 0, 0, 0] = np.nan
+        write_diffusers_latent(path, array)
+        reason = "NaN or infinite"
+    target = mount.path / path.name
+    shutil.copy(path, target)
+    _settle(mount, undeveloped=1)
+    assert reason in _xattr(target, "undeveloped")
+    assert target.read_bytes() == path.read_bytes()
+    assert not (mount.path / "bad.png").exists()
+
+
+def test_a_folder_names_the_vae(store: Path, tiny_vae_folder: Path, tmp_path: Path) -> None:
+    latentfs("vae", "add", store, "other", tiny_vae_folder, "--dtype", "bfloat16")
+    with mounted(store, tmp_path / "mnt") as mount:
+        (mount.path / "a" / "b").mkdir(parents=True)
+        shutil.copy(_latent(tmp_path), mount.path / "cat.latent")
+        _settle(mount, undeveloped=1)
+        assert "the store has: other, tiny" in _xattr(mount.path / "cat.latent", "undeveloped")
+        os.setxattr(mount.path / "a", "user.latentfs.vae", b"other")
+        assert os.getxattr(mount.path / "a", "user.latentfs.vae") == b"other"
+        shutil.copy(_latent(tmp_path), mount.path / "a" / "b" / "cat.latent")
+        _settle(mount, undeveloped=1, developed=1)
+        assert _xattr(mount.path / "a" / "b" / "cat.png", "dtype") == "bfloat16"
+        with pytest.raises(OSError, match="Invalid") as unknown:
+            os.setxattr(mount.path / "a", "user.latentfs.vae", b"nothing")
+        assert unknown.value.errno == errno.EINVAL
+        with pytest.raises(PermissionError):
+            os.setxattr(mount.path / "cat.latent", "user.latentfs.vae", b"tiny")
+        os.removexattr(mount.path / "a", "user.latentfs.vae")
+
+
+def test_with_develop_no_files_stay_as_they_are(store: Path, tmp_path: Path) -> None:
+    with mounted(store, tmp_path / "mnt", "-o", "develop=no") as mount:
+        shutil.copy(_latent(tmp_path), mount.path / "cat.latent")
+        shutil.copy(mount.path / "pictures" / "000.png", mount.path / "copy.png")
+        os.sync()
+        assert mount.status()["developing"] == 0
+        assert not (mount.path / "cat.png").exists()
+        assert _xattr(mount.path / "copy.png", "kind") == "blob"
+
+
+@pytest.mark.parametrize("name", ["pictures/000.png", "jpeg/000.jpg"])
+def test_a_copy_of_a_picture_shares_its_payload(mount: Mount, tmp_path: Path, name: str) -> None:
+    original = mount.path / name
+    data = original.read_bytes()
+    copy = mount.path / f"copy{original.suffix}"
+    subprocess.run(["cp", "-p", original, copy], check=True)
+    _settle(mount, copies=1)
+    assert copy.read_bytes() == data
+    assert copy.stat().st_mtime_ns == original.stat().st_mtime_ns
+    assert _xattr(copy, "stored_bytes") == _xattr(original, "stored_bytes")
+    original.unlink()
+    assert copy.read_bytes() == data
+
+
+def test_a_picture_restored_from_a_backup_is_one_again(mount: Mount, tmp_path: Path) -> None:
+    folder = mount.path / "pictures"
+    backup = tmp_path / "backup"
+    subprocess.run(["rsync", "-a", f"{folder}/", f"{backup}/"], check=True)
+    (mount.path / "restored").mkdir()
+    subprocess.run(["rsync", "-a", f"{backup}/", f"{mount.path}/restored/"], check=True)
+    _settle(mount, copies=100)
+    restored = mount.path / "restored" / "042.png"
+    assert restored.read_bytes() == (folder / "042.png").read_bytes()
+    assert _xattr(restored, "kind") == "latent"
+
+
+def test_a_copy_with_another_pixel_is_kept_byte_for_byte(mount: Mount, tmp_path: Path) -> None:
+    with Image.open(mount.path / "pictures" / "000.png") as picture:
+        changed = picture.copy()
+    red, green, blue = changed.getpixel((3, 3))  # type: ignore[misc]
+    changed.putpixel((3, 3), (red, green, blue ^ 1))
+    changed.save(tmp_path / "changed.png")
+    target = mount.path / "changed.png"
+    shutil.copy(tmp_path / "changed.png", target)
+    shutil.copy(mount.path / "pictures" / "000.png", mount.path / "same.png")
+    _settle(mount, copies=1)
+    assert target.read_bytes() == (tmp_path / "changed.png").read_bytes()
+    assert _xattr(target, "kind") == "blob"

@@ -1,0 +1,476 @@
+"""Open files: what meets between the moments at which a handler waits."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import stat
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pyfuse3
+import pytest
+import trio
+import trio.testing
+from pyfuse3 import FUSEError
+from store_contents import add_picture, picture_latent
+from store_invariants import assert_consistent
+
+from latentfs.errors import (
+    LatentfsError,
+    RefusedChangeError,
+    RenderFailedError,
+    StoreCorruptError,
+)
+from latentfs.fs.open_files import OpenFiles
+from latentfs.fs.open_inodes import OpenInodes
+from latentfs.fs.prefetch import SequenceDetector
+from latentfs.fs.renditions import Renditions
+from latentfs.render.job_queue import Reader
+from latentfs.store.live_store import LiveStore, open_live_store
+from latentfs.store.records import Inode
+from latentfs.store.store import Store
+from latentfs.store.tables import ROOT_INO
+from latentfs.store.writer_lock import WriterLock
+
+SIZE_BYTES = 300_000
+PICTURE = os.urandom(SIZE_BYTES)
+FILE = Inode(stat.S_IFREG | 0o644, 1, 2, 1, 0, 1, 1)
+CTX = cast(pyfuse3.RequestContext, SimpleNamespace(uid=1, gid=2, pid=os.getpid(), umask=0))
+READER = Reader(1, 1)
+
+
+class SlowRenditions:
+    """Every picture is PICTURE, once *may_go* is set."""
+
+    def __init__(self) -> None:
+        self.may_go = trio.Event()
+        self.error: LatentfsError | None = None
+        self.asked = 0
+
+    async def get(self, ino: int, inode: Inode, reader: Reader) -> bytes:
+        self.asked += 1
+        await self.may_go.wait()
+        if self.error is not None:
+            raise self.error
+        return PICTURE
+
+
+class Opened:
+    """A live store with a picture, and its open files."""
+
+    def __init__(self, live: LiveStore, ino: int) -> None:
+        self.live = live
+        self.ino = ino
+        self.renditions = SlowRenditions()
+        self.inodes = OpenInodes(live)
+        self.written: list[int] = []
+        self.files = OpenFiles(
+            live,
+            cast(Renditions, self.renditions),
+            self.inodes,
+            SequenceDetector(files_max=0),
+            itertools.count(1),
+            ahead_bytes=0,
+            on_written=self.written.append,
+        )
+
+    async def open(self, ino: int | None = None, flags: int = os.O_RDWR) -> int:
+        return await self.files.open(self.ino if ino is None else ino, flags, CTX)
+
+    async def make(self, name: bytes) -> int:
+        await self.live.may_change()
+        with self.live.change() as transaction:
+            return transaction.make(ROOT_INO, name, FILE)
+
+    async def unlink(self, name: bytes) -> None:
+        await self.live.may_change()
+        with self.live.change() as transaction:
+            ino, is_orphan = transaction.remove_entry(ROOT_INO, name, directory=False)
+            if is_orphan:
+                self.inodes.discard_unless_open(transaction, ino)
+
+    def inode(self, ino: int | None = None) -> Inode | None:
+        with self.live.read() as snapshot:
+            assert_consistent(snapshot)
+            return snapshot.inode(self.ino if ino is None else ino)
+
+    def content(self, ino: int | None = None) -> bytes:
+        """The bytes of a file that is no picture any more."""
+        inode = self.inode(ino)
+        assert inode is not None
+        assert inode.content is None
+        with self.live.read() as snapshot:
+            end = inode.size_bytes
+            return snapshot.bytes_of(self.ino if ino is None else ino, offset=0, end=end)
+
+    def is_picture(self) -> bool:
+        inode = self.inode()
+        return inode is not None and inode.content is not None
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.create(tmp_path / "art.lfs") as store:
+        yield store
+        with store.read() as snapshot:
+            assert_consistent(snapshot)
+
+
+@asynccontextmanager
+async def opened_store(store: Store) -> AsyncIterator[Opened]:
+    with store.write() as transaction:
+        ino = add_picture(transaction, ROOT_INO, b"a.png", picture_latent(1), size_bytes=SIZE_BYTES)
+    async with open_live_store(store, writable=True) as live:
+        yield Opened(live, ino)
+
+
+@contextlib.contextmanager
+def refused(number: int) -> Iterator[None]:
+    with pytest.raises((RefusedChangeError, FUSEError)) as caught:
+        yield
+    assert errno.errorcode[cast(Any, caught.value).errno] == errno.errorcode[number]
+
+
+def written(offset: int, data: bytes, to: bytes = PICTURE) -> bytes:
+    return to[:offset] + data + to[offset + len(data) :]
+
+
+# Writing into pictures
+
+
+async def test_two_writers_who_meet_in_a_picture_both_have_their_bytes_in_it(store, autojump_clock):
+    async with opened_store(store) as opened:
+        one, two = await opened.open(), await opened.open()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(opened.files.write, one, 10, b"first")
+            nursery.start_soon(opened.files.write, two, 200_000, b"second")
+            await trio.testing.wait_all_tasks_blocked()
+            assert opened.is_picture()
+            opened.renditions.may_go.set()
+        assert opened.content() == written(200_000, b"second", written(10, b"first"))
+
+
+@pytest.mark.parametrize("size_bytes", [0, 5, SIZE_BYTES + 10])
+async def test_a_picture_that_is_cut_while_it_is_written_into_has_both_done(
+    store, autojump_clock, size_bytes
+):
+    async with opened_store(store) as opened:
+        handle = await opened.open()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(opened.files.write, handle, 100, b"data")
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(opened.files.resize, opened.ino, size_bytes, READER)
+            await trio.testing.wait_all_tasks_blocked()
+            assert opened.is_picture() == (size_bytes > 0)
+            opened.renditions.may_go.set()
+        cut_last = (written(100, b"data") + bytes(10))[:size_bytes]
+        cut_first = written(100, b"data", (PICTURE + bytes(10))[:size_bytes].ljust(100, b"\0"))
+        assert opened.content() in ({cut_first} if size_bytes == 0 else {cut_last, cut_first})
+
+
+async def test_a_picture_that_is_removed_while_it_is_written_into_is_written_to_its_close(
+    store, autojump_clock
+):
+    async with opened_store(store) as opened:
+        handle = await opened.open()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(opened.files.write, handle, 0, b"data")
+            await trio.testing.wait_all_tasks_blocked()
+            await opened.unlink(b"a.png")
+            opened.renditions.may_go.set()
+        assert opened.content() == written(0, b"data")
+        assert await opened.files.read(handle, 0, 4) == b"data"
+        await opened.files.close(handle)
+        assert opened.inode() is None
+
+
+async def test_a_picture_that_another_process_replaces_while_it_is_written_into_is_stale(
+    store, autojump_clock
+):
+    async with opened_store(store) as opened:
+        handle = await opened.open()
+
+        async def write() -> None:
+            with refused(errno.ESTALE):
+                await opened.files.write(handle, 0, b"data")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write)
+            await trio.sleep(2)
+            with store.write() as transaction:
+                transaction.remove_file(ROOT_INO, b"a.png")
+            opened.renditions.may_go.set()
+
+
+async def test_others_may_change_the_store_while_a_picture_renders(store, autojump_clock):
+    async with opened_store(store) as opened:
+        handle = await opened.open()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(opened.files.write, handle, 0, b"data")
+            await trio.sleep(1)
+            other = WriterLock(store.path)
+            assert other.try_acquire()
+            opened.renditions.may_go.set()
+            await trio.sleep(1)
+            assert opened.is_picture()
+            other.release()
+        assert opened.content() == written(0, b"data")
+
+
+async def test_a_picture_that_can_not_be_rendered_stays_one_and_can_be_overwritten(
+    store, autojump_clock
+):
+    async with opened_store(store) as opened:
+        opened.renditions.error = RenderFailedError("it can't")
+        opened.renditions.may_go.set()
+        handle = await opened.open()
+        with pytest.raises(RenderFailedError):
+            await opened.files.write(handle, 0, b"data")
+        with pytest.raises(RenderFailedError):
+            await opened.files.resize(opened.ino, 10, READER)
+        assert opened.is_picture()
+        await opened.files.resize(opened.ino, 0, READER)
+        await opened.files.write(handle, 0, b"data")
+        assert opened.content() == b"data"
+
+
+async def test_without_space_for_its_bytes_a_picture_stays_one(store, autojump_clock, monkeypatch):
+    async with opened_store(store) as opened:
+        handle = await opened.open()
+        opened.renditions.may_go.set()
+        monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_bavail=0, f_frsize=4096))
+        with refused(errno.ENOSPC):
+            await opened.files.write(handle, 0, b"data")
+        assert opened.is_picture()
+        await opened.files.resize(opened.ino, 0, READER)
+        assert opened.content() == b""
+
+
+async def test_a_write_that_is_cancelled_has_done_nothing(store, autojump_clock):
+    async with opened_store(store) as opened:
+        handle = await opened.open()
+        with trio.move_on_after(1):
+            await opened.files.write(handle, 0, b"data")
+        assert opened.is_picture()
+        await trio.sleep(1)
+        other = WriterLock(store.path)
+        assert other.try_acquire()
+        with trio.move_on_after(1) as scope:
+            await opened.files.write(handle, 0, b"data")
+        assert scope.cancelled_caught
+        assert opened.is_picture()
+        other.release()
+
+
+async def test_a_handle_that_is_closed_while_it_writes_does_no_harm(store, autojump_clock):
+    async with opened_store(store) as opened:
+        handle = await opened.open()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(opened.files.write, handle, 0, b"data")
+            nursery.start_soon(opened.files.read, handle, 200_000, 10)
+            await trio.testing.wait_all_tasks_blocked()
+            await opened.files.close(handle)
+            opened.renditions.may_go.set()
+        assert opened.content() == written(0, b"data")
+        counted = opened.files.statistics()
+        assert (counted.open_files, counted.pinned_bytes) == (0, 0)
+
+
+# Reading
+
+
+async def test_a_read_that_waits_while_its_picture_is_overwritten_gets_the_picture(
+    store, autojump_clock
+):
+    pieces: list[bytes] = []
+    async with opened_store(store) as opened:
+        reader, writer = await opened.open(), await opened.open()
+
+        async def read() -> None:
+            pieces.append(bytes(await opened.files.read(reader, 200_000, 50)))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            await trio.testing.wait_all_tasks_blocked()
+            await opened.files.resize(opened.ino, 0, READER)
+            await opened.files.write(writer, 0, b"new bytes")
+            opened.renditions.may_go.set()
+        assert pieces == [PICTURE[200_000:200_050]]
+        assert await opened.files.read(reader, 0, 50) == b"new bytes"
+        assert opened.files.statistics().pinned_bytes == 0
+
+
+async def test_a_picture_that_was_overwritten_before_it_could_be_rendered_is_no_failure(
+    store, autojump_clock
+):
+    pieces: list[bytes] = []
+    async with opened_store(store) as opened:
+        reader, writer, other = [await opened.open() for _ in range(3)]
+
+        async def read() -> None:
+            pieces.append(bytes(await opened.files.read(reader, 200_000, 50)))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            nursery.start_soon(opened.files.write, other, 300_000, b"end")
+            await trio.testing.wait_all_tasks_blocked()
+            await opened.files.resize(opened.ino, 0, READER)
+            await opened.files.write(writer, 200_000, b"new bytes")
+            # What the content needed went with the last file that had it.
+            opened.renditions.error = StoreCorruptError("a payload is missing")
+            opened.renditions.may_go.set()
+        assert [piece[:9] for piece in pieces] == [b"new bytes"]
+        assert opened.content()[200_000:].strip(b"\0") == b"new bytes" + bytes(99_991) + b"end"
+        assert await opened.files.read(reader, 200_000, 9) == b"new bytes"
+
+
+async def test_a_handle_reads_what_another_has_written_since(store, autojump_clock):
+    async with opened_store(store) as opened:
+        opened.renditions.may_go.set()
+        reader, writer = await opened.open(), await opened.open()
+        assert await opened.files.read(reader, 200_000, 4) == PICTURE[200_000:200_004]
+        await opened.files.write(writer, 2, b"data")
+        assert await opened.files.read(reader, 0, 8) == written(2, b"data")[:8]
+        await opened.files.resize(opened.ino, 3, READER)
+        assert await opened.files.read(reader, 0, 8) == written(2, b"data")[:3]
+        assert await opened.files.read(reader, 3, 8) == b""
+        assert await opened.files.read(reader, 1 << 40, 8) == b""
+
+
+async def test_opening_to_truncate_renders_nothing_and_takes_set_user_id_away(
+    store, autojump_clock
+):
+    async with opened_store(store) as opened:
+        await opened.live.may_change()
+        with opened.live.change() as transaction:
+            before = transaction.require(opened.ino)
+            transaction.update(opened.ino, before, mode=stat.S_IFREG | 0o6755)
+        await opened.open(flags=os.O_WRONLY | os.O_TRUNC)
+        assert opened.content() == b""
+        inode = opened.inode()
+        assert inode is not None
+        assert inode.mode == stat.S_IFREG | 0o755
+        assert opened.renditions.asked == 0
+
+
+async def test_a_file_is_finished_when_the_last_who_may_write_closes_it(store, autojump_clock):
+    async with opened_store(store) as opened:
+        ino = await opened.make(b"file")
+        reader = await opened.open(ino, os.O_RDONLY)
+        idle, writer = await opened.open(ino, os.O_WRONLY), await opened.open(ino)
+        await opened.files.write(writer, 0, b"data")
+        await opened.files.close(idle)
+        assert opened.files.is_being_written(ino)
+        assert opened.written == []
+        await opened.files.close(writer)
+        assert opened.written == [ino]
+        assert not opened.files.is_being_written(ino)
+        await opened.files.close(reader)
+        assert opened.written == [ino]
+
+
+async def test_a_file_is_finished_though_its_writer_is_not_the_last_to_close_it(
+    store, autojump_clock
+):
+    async with opened_store(store) as opened:
+        ino = await opened.make(b"file")
+        idle, writer = await opened.open(ino), await opened.open(ino)
+        await opened.files.write(writer, 0, b"data")
+        await opened.files.close(writer)
+        await opened.files.close(idle)
+        assert opened.written == [ino]
+
+
+async def test_a_file_that_is_cut_or_lengthened_is_finished_too(store, autojump_clock):
+    async with opened_store(store) as opened:
+        ino = await opened.make(b"file")
+        await opened.files.resize(ino, 100, READER)
+        assert opened.written == [ino]
+        await opened.files.resize(ino, 0, READER)
+        assert opened.written == [ino]
+        handle = await opened.open(ino)
+        await opened.files.resize(ino, 100, READER)
+        assert opened.written == [ino]
+        await opened.files.close(handle)
+        assert opened.written == [ino, ino]
+
+
+# Removed while open
+
+
+async def test_a_removed_file_goes_with_its_last_handle(store, autojump_clock):
+    async with opened_store(store) as opened:
+        ino = await opened.make(b"file")
+        handles = [await opened.open(ino), await opened.open(ino)]
+        await opened.files.write(handles[0], 0, b"data")
+        await opened.unlink(b"file")
+        await opened.files.close(handles[0])
+        assert await opened.files.read(handles[1], 0, 10) == b"data"
+        await opened.files.write(handles[1], 4, b" more")
+        assert opened.content(ino) == b"data more"
+        await opened.files.close(handles[1])
+        assert opened.inode(ino) is None
+        with refused(errno.ESTALE):
+            await opened.open(ino)
+
+
+async def test_a_file_with_a_link_left_outlives_its_handles(store, autojump_clock):
+    async with opened_store(store) as opened:
+        ino = await opened.make(b"one")
+        await opened.live.may_change()
+        with opened.live.change() as transaction:
+            transaction.link(ino, ROOT_INO, b"two")
+        handle = await opened.open(ino)
+        await opened.unlink(b"one")
+        await opened.files.close(handle)
+        assert opened.inode(ino) is not None
+        await opened.unlink(b"two")
+        assert opened.inode(ino) is None
+
+
+async def test_what_nobody_could_discard_is_discarded_by_the_next_mount(store, autojump_clock):
+    async with opened_store(store) as opened:
+        ino = await opened.make(b"file")
+        handle = await opened.open(ino)
+        await opened.files.write(handle, 0, b"x" * 500_000)
+        await opened.unlink(b"file")
+        await opened.live.sync()
+    async with open_live_store(store, writable=True) as live:
+        with live.read() as snapshot:
+            assert snapshot.inode(ino) is None
+            assert_consistent(snapshot)
+
+
+# Attributes
+
+
+async def test_attributes_change_as_the_fields_say(store, autojump_clock):
+    wanted = pyfuse3.EntryAttributes()
+    wanted.st_mode, wanted.st_uid, wanted.st_gid = 0o100600, 7, 8
+    wanted.st_atime_ns, wanted.st_mtime_ns, wanted.st_size = 1_000_000_001, 2_000_000_003, 5
+
+    def fields(*names: str) -> pyfuse3.SetattrFields:
+        known = ("atime", "mtime", "ctime", "mode", "uid", "gid", "size")
+        flags = {f"update_{name}": name in names for name in known}
+        return cast(pyfuse3.SetattrFields, SimpleNamespace(**flags))
+
+    async with opened_store(store) as opened:
+        opened.renditions.may_go.set()
+        ino = await opened.make(b"file")
+        entry = await opened.files.set_attributes(ino, wanted, fields("mode"), CTX)
+        assert (entry.st_mode, entry.st_uid, entry.st_mtime_ns) == (0o100600, 1, 1)
+        assert entry.st_ctime_ns > 1
+        # The atime of an import is its mtime, until one of the two is set.
+        entry = await opened.files.set_attributes(ino, wanted, fields("mtime"), CTX)
+        assert (entry.st_mtime_ns, entry.st_atime_ns) == (2_000_000_003, 1)
+        entry = await opened.files.set_attributes(ino, wanted, fields("atime", "uid", "gid"), CTX)
+        assert (entry.st_atime_ns, entry.st_uid, entry.st_gid) == (1_000_000_001, 7, 8)
+        entry = await opened.files.set_attributes(opened.ino, wanted, fields("size", "mtime"), CTX)
+        assert (entry.st_size, entry.st_mtime_ns) == (5, 2_000_000_003)
+        assert opened.content() == PICTURE[:5]

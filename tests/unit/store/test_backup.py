@@ -1,0 +1,95 @@
+"""A backup is a store as the other was at one moment."""
+
+import threading
+
+import msgspec
+import pytest
+from store_contents import VAE, add_picture, picture_latent, problems
+from store_damage import copied_rows, fill
+
+from latentfs.errors import InvalidArgumentError, StoreError, StoreExistsError
+from latentfs.store import backup, tables
+from latentfs.store.backup import back_up
+from latentfs.store.records import VaeFile
+from latentfs.store.store import Store
+
+
+@pytest.fixture
+def store(tmp_path):
+    with fill(Store.create(tmp_path / "art.lfs")) as store:
+        yield store
+
+
+def test_the_copy_is_the_same_store(store, tmp_path):
+    (store.path / "vae" / VAE.id).mkdir()
+    target = tmp_path / "new" / "copy"
+    done = back_up(store, target)
+    assert done.damaged == ()
+    with Store.open(target, writable=True) as copy:
+        assert copied_rows(copy) == copied_rows(store)
+        assert copy.statistics().totals == done.totals
+        assert problems(copy) == []
+        with copy.write() as transaction:
+            add_picture(transaction, tables.ROOT_INO, b"new.png", picture_latent(9))
+    names = {path.name for path in target.iterdir()}
+    assert names == {"latentfs.toml", "lmdb", "vae", "writer.lock"}
+
+
+def test_the_vaes_files_are_copied(store, tmp_path):
+    files = (VaeFile("config.json", 2, "0" * 64), VaeFile("weights", 3, "0" * 64))
+    with store.write() as transaction:
+        transaction.put_vae("other", msgspec.structs.replace(VAE, id="w" * 32, files=files))
+    folder = store.path / "vae" / ("w" * 32)
+    folder.mkdir()
+    (folder / "config.json").write_bytes(b"{}")
+    done = back_up(store, tmp_path / "copy")
+    assert (tmp_path / "copy" / "vae" / folder.name / "config.json").read_bytes() == b"{}"
+    assert [text.split(":")[0] for text in done.damaged] == ["VAE 'other'"]
+    assert done.size_bytes > 2
+
+
+def test_changes_go_on_meanwhile(store, tmp_path):
+    stop = threading.Event()
+
+    def change():
+        number = 0
+        while not stop.is_set():
+            number += 1
+            with store.write() as transaction:
+                folder = transaction.make_directories(f"/{number}", uid=0, gid=0)
+                add_picture(transaction, folder, b"a.png", picture_latent(number))
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        totals = [back_up(store, tmp_path / f"copy{n}").totals for n in range(5)]
+    finally:
+        stop.set()
+        thread.join()
+    assert totals[-1].files > totals[0].files
+    for number in range(5):
+        with Store.open(tmp_path / f"copy{number}") as copy:
+            assert problems(copy) == []
+
+
+def test_where_something_is(store, tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to("nowhere")
+    for name in ("there", "link"):
+        with pytest.raises(StoreExistsError):
+            back_up(store, tmp_path / name)
+
+
+def test_within_the_store(store):
+    with pytest.raises(InvalidArgumentError, match="is in the store"):
+        back_up(store, store.path / "vae" / "copy")
+
+
+def test_a_copy_that_fails_is_removed(store, tmp_path, monkeypatch):
+    def full(folder):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(backup, "sync_directory", full)
+    with pytest.raises(StoreError, match="can't copy the store"):
+        back_up(store, tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
