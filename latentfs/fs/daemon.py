@@ -175,7 +175,8 @@ class _Daemon:
 
     async def _serve(self, renditions: Renditions, developer: Developer) -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(developer.run)
+            if self._options.develop and not self._options.read_only:
+                nursery.start_soon(developer.run)
             await nursery.start(self._await_signals, renditions)
             nursery.start_soon(follow_changes, self._store)
             nursery.start_soon(self._become_ready)

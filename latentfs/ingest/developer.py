@@ -16,6 +16,7 @@ import logging
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import trio
@@ -50,9 +51,13 @@ _PICTURE_STARTS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 _FILE_BYTES_MAX = 64 << 20
 _PIECE_BYTES = 1 << 20
 _WAITING_MAX = 10_000
+_ENTRIES_AT_ONCE = 1000
 # A damaged store may have folders that are in each other.
 _FOLDERS_DEEP_MAX = 10_000
 _FRAMING = Framing.png()
+
+_Place = tuple[int, bytes]
+"""Number of the folder, and name in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +107,7 @@ class Developer:
         self._scheduler = scheduler
         self._name_of = name_of
         self._is_being_written = is_being_written
-        self._waiting: dict[int, None] = {}
+        self._waiting: dict[int, _Place | None] = {}
         self._wake = trio.Event()
         self._current_ino: int | None = None
         self._current_has_changed = False
@@ -127,24 +132,43 @@ class Developer:
             self._wake.set()
 
     async def run(self) -> None:
-        """Look at finished files until cancelled; a file whose turn is on then stays as it is."""
+        """Look at finished files until cancelled; a file whose turn is on then stays as it is.
+
+        First come the latent files that an earlier mount did not get to.
+        """
+        await self._find_undeveloped()
         while True:
             await self._wake.wait()
             self._wake = trio.Event()
             while self._waiting:
                 ino = next(iter(self._waiting))
-                del self._waiting[ino]
+                place = self._waiting.pop(ino)
                 self._current_ino, self._current_has_changed = ino, False
                 try:
-                    await self._look_at(ino)
+                    await self._look_at(ino, place)
                 except LatentfsError as error:
                     log.warning("inode %d stays as it was written: %s", ino, error)
                 except Exception:
                     log.exception("inode %d stays as it was written", ino)
                 await trio.lowlevel.checkpoint()
 
-    async def _look_at(self, ino: int) -> None:
-        file = self._finished_file(ino)
+    async def _find_undeveloped(self) -> None:
+        after: _Place = (0, b"")
+        while True:
+            with self._store.read() as snapshot:
+                entries = list(islice(snapshot.all_entries(after=after), _ENTRIES_AT_ONCE))
+                for parent_ino, name, ino in entries:
+                    if name.endswith(_LATENT_SUFFIXES) and _is_undeveloped(snapshot, ino):
+                        self._waiting[ino] = (parent_ino, name)
+            if not entries:
+                break
+            after = entries[-1][:2]
+            await trio.lowlevel.checkpoint()
+        if self._waiting:
+            self._wake.set()
+
+    async def _look_at(self, ino: int, place: _Place | None) -> None:
+        file = self._finished_file(ino, place)
         if file is None:
             return
         with self._store.read() as snapshot:
@@ -154,11 +178,13 @@ class Developer:
         elif file.name.endswith(_LATENT_SUFFIXES):
             await self._develop(file)
 
-    def _finished_file(self, ino: int) -> _Finished | None:
+    def _finished_file(self, ino: int, place: _Place | None) -> _Finished | None:
         """Return the file if it is to be looked at: whole, chunked, named, not too large."""
+        where = place or self._name_of(ino)
         with self._store.read() as snapshot:
             inode = snapshot.inode(ino)
-        where = self._name_of(ino)
+            if where is not None and snapshot.lookup(*where) != ino:
+                return None
         if (
             inode is None
             or where is None
@@ -275,6 +301,11 @@ class Developer:
             if transaction.inode(file.ino) is not None:
                 value = reason.encode("utf-8", "backslashreplace")
                 transaction.note_xattr(file.ino, UNDEVELOPED_XATTR, value)
+
+
+def _is_undeveloped(snapshot: Snapshot, ino: int) -> bool:
+    inode = snapshot.inode(ino)
+    return inode is not None and inode.is_chunked and snapshot.xattr(ino, UNDEVELOPED_XATTR) is None
 
 
 def _vae_for(snapshot: Snapshot, ino: int, apart: TakenApart) -> tuple[str, VaeRecord]:

@@ -139,6 +139,13 @@ class Snapshot:
             if name != after:
                 yield name, int.from_bytes(value, "big")
 
+    def all_entries(self, *, after: tuple[int, bytes]) -> Iterator[tuple[int, bytes, int]]:
+        """Yield (parent ino, name, ino) of all entries, from behind the (parent ino, name) given."""
+        start = tables.dentry_key(*after)
+        for key, value in self._rows.items("dentries", start):
+            if key != start:
+                yield int.from_bytes(key[:8], "big"), bytes(key[8:]), int.from_bytes(value, "big")
+
     def resolve(self, path: str) -> tuple[int, Inode] | None:
         """Return (ino, inode) of an absolute *path* in the store, None where there is none."""
         ino = tables.ROOT_INO

@@ -22,6 +22,7 @@ ROUNDS = 20  # unless --crash-rounds says otherwise
 WORKERS = 2
 # Of load in a round: a mount commits twice a second when nobody syncs.
 LOAD_S_MAX = 1.5
+SYNC_WAIT_S = 0.5
 END_S = 60
 
 pytestmark = [
@@ -174,7 +175,16 @@ def work_until_killed(
             "all are at work",
         )
         time.sleep(chance.uniform(0, LOAD_S_MAX))
+        if chance.random() < 0.5:
+            wait_for_a_sync(workers)
         daemon.kill()
         for process in processes:
             _, stderr = process.communicate(timeout=END_S)
             assert process.returncode == 0, stderr
+
+
+def wait_for_a_sync(workers: list[Worker]) -> None:
+    """Return just after one has ended, or when none does so soon: not all loads have any."""
+    before_ns, end_s = last_sync_ns(workers), time.monotonic() + SYNC_WAIT_S
+    while last_sync_ns(workers) == before_ns and time.monotonic() < end_s:
+        time.sleep(0.001)

@@ -208,6 +208,16 @@ def test_with_develop_no_files_stay_as_they_are(store: Path, tmp_path: Path) -> 
         assert _xattr(mount.path / "copy.png", "kind") == "blob"
 
 
+def test_what_was_not_developed_is_so_by_the_next_mount(store: Path, tmp_path: Path) -> None:
+    with mounted(store, tmp_path / "first", "-o", "develop=no") as mount:
+        (mount.path / "deep").mkdir()
+        shutil.copy(_latent(tmp_path), mount.path / "deep" / "cat.latent")
+        assert mount.end() == 0
+    with mounted(store, tmp_path / "second") as mount:
+        _settle(mount, developed=1)
+        assert _size((mount.path / "deep" / "cat.png").read_bytes()) == (160, 128)
+
+
 @pytest.mark.parametrize("name", ["pictures/000.png", "jpeg/000.jpg"])
 def test_a_copy_of_a_picture_shares_its_payload(mount: Mount, tmp_path: Path, name: str) -> None:
     original = mount.path / name

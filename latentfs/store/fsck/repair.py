@@ -267,8 +267,8 @@ class _Repair:
             indices = list(facts.snapshot.chunk_indices(ino))
             size_bytes = inode.size_bytes
             if indices:
-                key = tables.chunk_key(ino, indices[-1])
-                size_bytes = max(size_bytes, chunk_end(self._rows.get("chunks", key) or b"", key))
+                value = self._rows.get("chunks", tables.chunk_key(ino, indices[-1]))
+                size_bytes = max(size_bytes, chunk_end(value or b"", ino, indices[-1])[0])
             if (inode.chunks, inode.size_bytes) != (len(indices), size_bytes):
                 right = msgspec.structs.replace(inode, chunks=len(indices), size_bytes=size_bytes)
                 self._put_inode(ino, right)

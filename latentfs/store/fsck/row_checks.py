@@ -101,19 +101,20 @@ def check_inodes(facts: Facts) -> Iterator[str]:
 def check_chunks(facts: Facts) -> Iterator[str]:
     """Chunks belong to files that have none else, can be read, and lie within the file's size."""
     counted_ino, count, end = 0, 0, 0
-    for key, ino, index, value in facts.chunk_rows():
+    found: set[int] = set()
+    for _, ino, index, value in facts.chunk_rows():
         if ino != counted_ino:
             yield from _chunks_of(facts, counted_ino, count, end)
-            counted_ino, count, end = ino, 0, 0
+            counted_ino, count = ino, 0
+            found.add(ino)
         count += 1
-        reason = _damage(value, ino, index)
-        end = chunk_end(value, key)
+        end, reason = chunk_end(value, ino, index)
         if reason is not None:
             yield f"{facts.path_of(ino)}: {reason}"
         facts.progress()
     yield from _chunks_of(facts, counted_ino, count, end)
     for ino, inode in facts.inodes():
-        if inode.chunks and next(facts.snapshot.chunk_indices(ino), None) is None:
+        if inode.chunks and ino not in found:
             yield f"{facts.path_of(ino)} has {inode.chunks} chunks recorded, 0 found"
 
 
@@ -135,22 +136,16 @@ def _chunks_of(facts: Facts, ino: int, count: int, end: int) -> Iterator[str]:
             )
 
 
-def _damage(value: Value, ino: int, index: int) -> str | None:
+def chunk_end(value: Value, ino: int, index: int) -> tuple[int, str | None]:
+    """Return where a chunk ends in its file, and why it can't be read, if it can't.
+
+    One that can't be read ends behind its first byte: it takes that much at least.
+    """
     try:
-        chunk_bytes(value, ino, index)
+        length, reason = len(chunk_bytes(value, ino, index)), None
     except LatentfsError as error:
-        return str(error).removesuffix("; run latentfs fsck")
-    return None
-
-
-def chunk_end(value: Value, key: bytes) -> int:
-    """Return where a chunk ends in its file; if it can't be read, behind its first byte."""
-    index = tables.chunk_index(key)
-    try:
-        length = len(chunk_bytes(value, 0, index))
-    except LatentfsError:
-        length = 1
-    return index * CHUNK_BYTES + length
+        length, reason = 1, str(error).removesuffix("; run latentfs fsck")
+    return index * CHUNK_BYTES + length, reason
 
 
 def check_xattrs(facts: Facts) -> Iterator[str]:
