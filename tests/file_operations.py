@@ -273,7 +273,8 @@ def _attributes(status: os.stat_result) -> object:
         "nlink": status.st_nlink,
         "owner": (status.st_uid, status.st_gid),
         "size": None if stat.S_ISDIR(status.st_mode) else status.st_size,
-        "mtime": _unless_recent(status.st_mtime_ns),
+        # The kernel doesn't tell a FUSE file system of writes into a fifo.
+        "mtime": None if stat.S_ISFIFO(status.st_mode) else _unless_recent(status.st_mtime_ns),
         "ctime": _unless_recent(status.st_ctime_ns),
     }
 

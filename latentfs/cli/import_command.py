@@ -116,7 +116,7 @@ def _checked_head_room(ctx: click.Context, param: click.Parameter, value: int) -
     metavar="SIZE",
     callback=_checked_head_room,
     help="Fill up what is in front of the pixel data to a multiple of this, so that programs which "
-    "only look at what a picture is start no render: 4K for most, 16K for all that read no more.  "
+    "only look at what a picture is start no render: 8K for PNG and 16K for JPEG suit most.  "
     "0 for none.",
 )
 @device_option

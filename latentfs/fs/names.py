@@ -108,6 +108,8 @@ class Names:
             ino, is_orphan = transaction.remove_entry(parent_ino, name, directory=directory)
             if is_orphan:
                 self._open_inodes.discard_unless_open(transaction, ino)
+        if is_orphan:
+            await self._open_inodes.discard_orphan(ino)
 
     async def rename(
         self, parent_ino: int, name: bytes, new_parent_ino: int, new_name: bytes, flags: int
@@ -115,6 +117,7 @@ class Names:
         if flags & ~(pyfuse3.RENAME_EXCHANGE | pyfuse3.RENAME_NOREPLACE):
             raise FUSEError(errno.EINVAL)
         moved = [(new_parent_ino, new_name)]
+        orphan = None
         await self._store.may_change()
         with self._store.change() as transaction:
             if flags & pyfuse3.RENAME_EXCHANGE:
@@ -135,6 +138,8 @@ class Names:
             if ino is not None:
                 self._saw(ino, *entry)
                 self._on_renamed(ino)
+        if orphan is not None:
+            await self._open_inodes.discard_orphan(orphan)
 
 
 def _new_inode(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from itertools import islice
 
 import msgspec
 
@@ -246,6 +247,14 @@ class FileTransaction(Transaction):
             mtime_ns=now_ns,
             ctime_ns=now_ns,
         )
+
+    def drop_some_chunks(self, ino: int, inode: Inode, *, first: int, count: int) -> int:
+        """Remove up to *count* chunks of an orphan from index *first* on; return the next index."""
+        indices = list(islice(chunks.chunk_indices(self._rows, ino, first=first), count))
+        for index in indices:
+            self._rows.delete("chunks", tables.chunk_key(ino, index))
+        self.update(ino, inode, chunks=inode.chunks - len(indices))
+        return indices[-1] + 1 if indices else first
 
     def make_chunked(self, ino: int, inode: Inode, data: bytes) -> Inode:
         """Keep a file byte for byte, as *data*, from now on; return its inode as it is then."""

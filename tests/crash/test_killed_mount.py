@@ -21,7 +21,7 @@ from mounts import latentfs, mounted, wait_until
 ROUNDS = 20  # unless --crash-rounds says otherwise
 WORKERS = 2
 # Of load in a round: a mount commits twice a second when nobody syncs.
-LOAD_S_MAX = 1.5
+LOAD_S_MAX = 1.0
 SYNC_WAIT_S = 0.5
 END_S = 60
 

@@ -19,6 +19,7 @@ from pyfuse3 import FUSEError
 from store_invariants import assert_consistent
 
 from latentfs.errors import RefusedChangeError
+from latentfs.fs import open_inodes
 from latentfs.fs.directories import Directories
 from latentfs.fs.extended_attributes import ExtendedAttributes
 from latentfs.fs.names import Names
@@ -27,7 +28,7 @@ from latentfs.fs.prefetch import SequenceDetector
 from latentfs.store.live_store import LiveStore, open_live_store
 from latentfs.store.records import Inode
 from latentfs.store.store import Store
-from latentfs.store.tables import ROOT_INO
+from latentfs.store.tables import CHUNK_BYTES, ROOT_INO
 
 CTX = cast(pyfuse3.RequestContext, SimpleNamespace(uid=1, gid=2, pid=3, umask=0))
 FILE, FOLDER = stat.S_IFREG | 0o644, stat.S_IFDIR | 0o755
@@ -312,3 +313,23 @@ async def test_programs_set_attributes_of_the_kept_kinds_only(tmp_path, replies,
         await xattrs.remove(file, b"user.a")
         with refused(errno.ENODATA):
             await xattrs.remove(file, b"user.a")
+
+
+async def test_a_large_file_is_discarded_in_pieces(tmp_path, replies, monkeypatch):
+    monkeypatch.setattr(open_inodes, "_CHUNKS_AT_ONCE", 3)
+    async with opened_tree(tmp_path, replies) as tree:
+        ino = await tree.make(b"large")
+        await tree.live.may_change()
+        with tree.live.change() as transaction:
+            inode = transaction.require(ino)
+            for index in (0, 1, 2, 5, 6, 9, 100, 101):
+                inode = transaction.write_bytes(
+                    ino, inode, offset=index * CHUNK_BYTES, data=b"data"
+                )
+        before = tree.live.live_statistics().changes_total
+        await tree.remove(b"large")
+        assert tree.inode(ino) is None
+        assert tree.live.live_statistics().changes_total - before == 4
+        with tree.live.read() as snapshot:
+            assert list(snapshot.chunk_indices(ino)) == []
+            assert list(snapshot.orphans()) == []
