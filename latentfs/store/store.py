@@ -382,8 +382,9 @@ def _open_environment(path: Path, *, writable: bool, create: bool = False) -> lm
         map_size=_MAP_BYTES,
         max_dbs=len(tables.TABLES),
         max_readers=_READERS_MAX,
-        # Random reads of whole payloads: the kernel's readahead would only evict others.
-        readahead=False,
+        # Payloads and chunks are runs of pages.  Without it each page is a wait for the disk of its
+        # own: a cold read of 256 MiB went at 21 MiB/s instead of 687.
+        readahead=True,
         meminit=False,
     )
     # Pages that a killed reader saw would never be used again.

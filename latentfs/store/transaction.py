@@ -227,9 +227,16 @@ class Transaction(Snapshot):
             self._put("renditions", inode.content.rendition_sha256, encoded)
 
     def _count_payload(self, payload: int, change: int) -> None:
-        header = self.payload_header(payload)
+        try:
+            header = self.payload_header(payload)
+        except CorruptPayloadError:
+            if change > 0:
+                raise
+            header = None
         entry = None if header is None else self._get("payload_index", header.digest)
         if header is None or entry is None:
+            if change < 0:
+                return  # what is damaged can be removed all the same; a repair counts anew
             raise StoreCorruptError(f"payload {payload} or its index is missing; run latentfs fsck")
         references = int.from_bytes(entry[8:], "big") + change
         if references > 0:
@@ -249,6 +256,8 @@ class Transaction(Snapshot):
         key = tables.blob_references_key(blob)
         entry = self._get("metadata", key)
         if entry is None:
+            if change < 0:
+                return
             raise StoreCorruptError(f"metadata blob {blob.hex()} is missing; run latentfs fsck")
         references = int.from_bytes(entry, "big") + change
         if references > 0:

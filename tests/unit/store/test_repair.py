@@ -377,6 +377,22 @@ def test_what_cannot_be_repaired_stays_reported(store, damage):
     assert problems(store) == before
 
 
+@pytest.mark.parametrize("what", ["payload", "header", "metadata"])
+def test_what_is_damaged_can_still_be_removed(store, damage, what):
+    payload = tables.payload_key(damage.payload("/folder/b.png"), 0)
+    if what == "payload":
+        damage.delete("payloads", payload)
+    elif what == "header":
+        damage.put("payloads", payload, b"no payload")
+    else:
+        damage.delete("metadata", tables.blob_references_key(blob_id(b"{}")))
+    with store.write() as transaction:
+        transaction.remove_file(damage.ino("/folder"), b"b.png")
+    assert "/folder/b.png" not in tree(store)
+    repair_store(store)
+    assert problems(store) == []
+
+
 # At random
 
 

@@ -193,7 +193,7 @@ def test_settings(path, text, expected, message):
 @pytest.mark.parametrize("writable", [False, True])
 def test_a_newer_schema(path, writable):
     put_raw(path, b"catalog", b"schema", msgspec.msgpack.encode(tables.SCHEMA_VERSION + 1))
-    with pytest.raises(StoreVersionError, match="schema version 2"):
+    with pytest.raises(StoreVersionError, match=f"schema version {tables.SCHEMA_VERSION + 1}"):
         Store.open(path, writable=writable)
     # The environment was closed: one process can't have it open twice.
     put_raw(path, b"catalog", b"schema", msgspec.msgpack.encode(tables.SCHEMA_VERSION))
@@ -250,12 +250,14 @@ def test_readers_that_were_killed_pin_nothing(path, running):
 
 # Migration
 
+OLDER = tables.SCHEMA_VERSION
 
-def to_version_2(txn, dbs):
+
+def to_next_version(txn, dbs):
     txn.put(b"colour", b"red", db=dbs["catalog"])
 
 
-def to_version_3(txn, dbs):
+def to_version_after_next(txn, dbs):
     value = txn.get(b"colour", db=dbs["catalog"])
     txn.put(b"colour", bytes(value) + b"dish", db=dbs["catalog"])
     txn.put(b"new", b"1", db=dbs["colours"])
@@ -263,8 +265,9 @@ def to_version_3(txn, dbs):
 
 @pytest.fixture
 def newer_latentfs(monkeypatch):
-    monkeypatch.setattr(tables, "SCHEMA_VERSION", 3)
-    monkeypatch.setattr(tables, "MIGRATIONS", {1: to_version_2, 2: to_version_3})
+    monkeypatch.setattr(tables, "SCHEMA_VERSION", OLDER + 2)
+    migrations = {OLDER: to_next_version, OLDER + 1: to_version_after_next}
+    monkeypatch.setattr(tables, "MIGRATIONS", migrations)
     monkeypatch.setattr(tables, "TABLES", (*tables.TABLES, "colours"))
 
 
@@ -278,7 +281,7 @@ def content_of(store):
 def test_an_older_store_is_migrated_step_by_step(path, newer_latentfs, writable):
     for _ in range(2):
         with Store.open(path, writable=writable) as store:
-            assert content_of(store) == [b"reddish", msgspec.msgpack.encode(3)]
+            assert content_of(store) == [b"reddish", msgspec.msgpack.encode(OLDER + 2)]
             assert problems(store) == []
 
 
@@ -286,12 +289,12 @@ def test_a_migration_that_fails_changes_nothing(path, newer_latentfs, monkeypatc
     def fail(txn, dbs):
         raise lmdb.DiskError("No space left on device")
 
-    monkeypatch.setitem(tables.MIGRATIONS, 2, fail)
+    monkeypatch.setitem(tables.MIGRATIONS, OLDER + 1, fail)
     with pytest.raises(StoreFullError):
         Store.open(path)
     monkeypatch.undo()
     with Store.open(path) as store:
-        assert content_of(store) == [None, msgspec.msgpack.encode(1)]
+        assert content_of(store) == [None, msgspec.msgpack.encode(OLDER)]
 
 
 # Use

@@ -388,7 +388,7 @@ def test_what_lmdb_finds_wrong_is_a_store_error(store):
         raise lmdb.PageNotFoundError("MDB_PAGE_NOTFOUND")
 
 
-def test_a_payload_that_is_gone_is_not_counted(store):
+def test_a_picture_whose_payload_is_gone_can_be_removed_and_not_added(store):
     latent = picture_latent(1)
     with store.write() as transaction:
         ino = add_picture(transaction, ROOT, b"a.png", latent)
@@ -397,9 +397,13 @@ def test_a_payload_that_is_gone_is_not_counted(store):
         assert inode.content is not None
         transaction._delete_payload_rows(inode.content.payload)
     with pytest.raises(StoreCorruptError, match="latentfs fsck"), store.write() as transaction:
+        transaction.add_file(ROOT, b"again.png", inode)
+    with store.read() as snapshot:
+        assert snapshot.resolve("/again.png") is None
+    with store.write() as transaction:
         transaction.remove_file(ROOT, b"a.png")
     with store.read() as snapshot:
-        assert snapshot.resolve("/a.png") is not None
+        assert snapshot.resolve("/a.png") is None
 
 
 def test_sized_payloads_have_headers():
