@@ -106,10 +106,8 @@ class Names:
         await self._store.may_change()
         with self._store.change() as transaction:
             ino, is_orphan = transaction.remove_entry(parent_ino, name, directory=directory)
-            if is_orphan:
-                self._open_inodes.discard_unless_open(transaction, ino)
         if is_orphan:
-            await self._open_inodes.discard_orphan(ino)
+            self._open_inodes.orphaned(ino)
 
     async def rename(
         self, parent_ino: int, name: bytes, new_parent_ino: int, new_name: bytes, flags: int
@@ -131,15 +129,13 @@ class Names:
                     new_name,
                     may_replace=not flags & pyfuse3.RENAME_NOREPLACE,
                 )
-                if orphan is not None:
-                    self._open_inodes.discard_unless_open(transaction, orphan)
             inos = [transaction.lookup(*entry) for entry in moved]
+        if orphan is not None:
+            self._open_inodes.orphaned(orphan)
         for entry, ino in zip(moved, inos, strict=True):
             if ino is not None:
                 self._saw(ino, *entry)
                 self._on_renamed(ino)
-        if orphan is not None:
-            await self._open_inodes.discard_orphan(orphan)
 
 
 def _new_inode(

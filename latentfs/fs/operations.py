@@ -65,6 +65,7 @@ class LatentOperations(pyfuse3.Operations):
         handles = itertools.count(1)
         open_inodes = OpenInodes(store)
         self._store = store
+        self._open_inodes = open_inodes
         self._names = Names(store, open_inodes, detector, on_renamed=self._finished)
         self._directories = Directories(store, open_inodes, detector, handles)
         self._xattrs = ExtendedAttributes(store)
@@ -142,8 +143,11 @@ class LatentOperations(pyfuse3.Operations):
     ) -> None:
         await self._names.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
 
+    @guarded
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
-        """Nothing is kept for what the kernel knows, so there is nothing to forget."""
+        """The kernel counts its references itself and forgets an inode with the last of them."""
+        for inode, _ in inode_list:
+            await self._open_inodes.forgotten(inode)
 
     # Attributes
 

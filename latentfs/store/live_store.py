@@ -345,11 +345,12 @@ async def open_live_store(
         await nursery.start(live.commit_forever)
         await _discard_orphans(live)
         yield live
+        await _discard_orphans(live)
         nursery.cancel_scope.cancel()
 
 
 async def _discard_orphans(live: LiveStore) -> None:
-    """Remove files without links that a killed mount had open."""
+    """Remove files without links that this mount, or a killed one, still had."""
     with live.read() as snapshot:
         found = list(snapshot.orphans())
     for ino in found:

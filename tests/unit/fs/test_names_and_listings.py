@@ -124,6 +124,8 @@ async def test_a_removed_file_that_is_open_stays_until_it_is_closed(
         inode = tree.inode(ino)
         assert inode is not None
         assert inode.nlink == 0
+        await tree.inodes.forgotten(ino)
+        assert tree.inode(ino) is not None
         await tree.inodes.closed(ino)
         assert tree.inode(ino) is None
 
@@ -136,18 +138,22 @@ async def test_a_file_that_is_replaced_while_open_stays_until_it_is_closed(
         tree.inodes.opened(old)
         await tree.names.rename(ROOT_INO, b"new", ROOT_INO, b"old", 0)
         assert tree.names.lookup(ROOT_INO, b"old").st_ino == new
-        assert tree.inode(old) is not None
         await tree.inodes.closed(old)
+        assert tree.inode(old) is not None
+        await tree.inodes.forgotten(old)
         assert tree.inode(old) is None
         assert tree.renamed == [new]
 
 
-async def test_a_file_that_nobody_has_open_goes_when_it_is_replaced(
+async def test_a_file_that_was_replaced_goes_when_the_kernel_has_forgotten_it(
     tmp_path, replies, autojump_clock
 ):
     async with opened_tree(tmp_path, replies) as tree:
         old, _ = await tree.make(b"old"), await tree.make(b"new")
+        await tree.inodes.forgotten(old)  # and has asked for it again since
         await tree.names.rename(ROOT_INO, b"new", ROOT_INO, b"old", 0)
+        assert tree.inode(old) is not None
+        await tree.inodes.forgotten(old)
         assert tree.inode(old) is None
 
 
@@ -262,7 +268,7 @@ async def test_a_listing_from_the_start_again_shows_what_has_changed(
         assert tree.list_all(handle) == [b".", b"..", b"a", b"c", b"d"]
 
 
-async def test_a_directory_that_is_removed_while_it_is_listed_is_empty_and_goes_at_the_close(
+async def test_a_directory_that_is_removed_while_listed_goes_when_it_is_forgotten(
     tmp_path, replies, autojump_clock
 ):
     async with opened_tree(tmp_path, replies) as tree:
@@ -275,6 +281,8 @@ async def test_a_directory_that_is_removed_while_it_is_listed_is_empty_and_goes_
         await tree.directories.close(handles[0])
         assert tree.inode(folder) is not None
         await tree.directories.close(handles[1])
+        assert tree.inode(folder) is not None
+        await tree.inodes.forgotten(folder)
         assert tree.inode(folder) is None
         await tree.directories.close(handles[1])
 
@@ -328,6 +336,7 @@ async def test_a_large_file_is_discarded_in_pieces(tmp_path, replies, monkeypatc
                 )
         before = tree.live.live_statistics().changes_total
         await tree.remove(b"large")
+        await tree.inodes.forgotten(ino)
         assert tree.inode(ino) is None
         assert tree.live.live_statistics().changes_total - before == 4
         with tree.live.read() as snapshot:

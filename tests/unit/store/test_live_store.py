@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import random
+import shutil
 import stat
 import subprocess
 import sys
@@ -561,7 +562,9 @@ async def test_another_process_gets_its_turn_and_no_number_is_given_twice(store,
 # Orphans
 
 
-async def test_orphans_of_a_killed_mount_are_removed_when_it_is_opened(store, autojump_clock):
+async def test_orphans_of_a_killed_mount_are_removed_when_it_is_opened(
+    store, tmp_path, autojump_clock
+):
     with store.write() as transaction:
         add_picture(transaction, ROOT_INO, b"picture", picture_latent(1), chunks=(b"prompt",))
     async with open_live_store(store, writable=True) as live:
@@ -571,17 +574,22 @@ async def test_orphans_of_a_killed_mount_are_removed_when_it_is_opened(store, au
             await live.may_change()
             with live.change() as transaction:
                 transaction.remove_entry(ROOT_INO, name, directory=name == b"sub")
-    with store.read() as snapshot:
-        assert len(list(snapshot.orphans())) == 3
-    async with open_live_store(store, writable=False) as live:
-        assert names(live) == []
-    async with open_live_store(store, writable=True) as live:
-        with live.read() as snapshot:
+        await live.sync()
+        shutil.copytree(store.path, tmp_path / "killed.lfs")
+    with store.read() as snapshot:  # a mount that ends leaves none
+        assert not list(snapshot.orphans())
+    with Store.open(tmp_path / "killed.lfs", writable=True) as killed:
+        with killed.read() as snapshot:
+            assert len(list(snapshot.orphans())) == 3
+        async with open_live_store(killed, writable=False) as live:
+            assert names(live) == []
+        async with open_live_store(killed, writable=True) as live:
+            with live.read() as snapshot:
+                assert [ino for ino, _ in snapshot.inodes()] == [ROOT_INO]
+        with killed.read() as snapshot:
             assert [ino for ino, _ in snapshot.inodes()] == [ROOT_INO]
-    with store.read() as snapshot:
-        assert [ino for ino, _ in snapshot.inodes()] == [ROOT_INO]
-        assert not list(snapshot._rows.keys("chunks"))
-        assert not list(snapshot._rows.keys("payloads"))
+            assert not list(snapshot._rows.keys("chunks"))
+            assert not list(snapshot._rows.keys("payloads"))
 
 
 async def test_an_orphan_that_can_not_be_removed_does_not_prevent_a_mount(
