@@ -6,6 +6,7 @@ of the same picture encodes to, `encode_to_size` returns that many bytes or rais
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -169,16 +170,23 @@ def framed_size_bytes(encoded_bytes: int, *, slack_divisor: int = _SLACK_DIVISOR
     return encoded_bytes + encoded_bytes // slack_divisor + _SLACK_MIN_BYTES
 
 
-def encode_picture(pixels: Pixels, framing: Framing, *, metadata: Sequence[bytes] = ()) -> bytes:
+def encode_picture(
+    pixels: Pixels,
+    framing: Framing,
+    *,
+    metadata: Sequence[bytes] = (),
+    trailing: Sequence[bytes] = (),
+) -> bytes:
     """Return the first, unpadded encoding of *pixels*, uint8 [H, W, 3] RGB in C order.
 
     Args:
         metadata: serialised PNG chunks or JPEG segments, whichever *framing* needs; kept verbatim.
+        trailing: PNG chunks that are kept behind the pixel data.
 
     Raises:
         InvalidArgumentError: *pixels* has another dtype, shape or memory order.
     """
-    return next(_encodings(pixels, framing, metadata))
+    return next(_encodings(pixels, framing, metadata, trailing))
 
 
 def frame_first(pixels: Pixels, framing: Framing, *, metadata: Sequence[bytes] = ()) -> Fitted:
@@ -193,7 +201,12 @@ def frame_first(pixels: Pixels, framing: Framing, *, metadata: Sequence[bytes] =
 
 
 def encode_to_size(
-    pixels: Pixels, framing: Framing, *, metadata: Sequence[bytes] = (), size_bytes: int
+    pixels: Pixels,
+    framing: Framing,
+    *,
+    metadata: Sequence[bytes] = (),
+    trailing: Sequence[bytes] = (),
+    size_bytes: int,
 ) -> Fitted:
     """Return *pixels*, uint8 [H, W, 3] RGB in C order, as a file of exactly *size_bytes*.
 
@@ -206,7 +219,7 @@ def encode_to_size(
     """
     pixels = drift.drifted(pixels)
     lengths = []
-    for retries, data in enumerate(_encodings(pixels, framing, metadata)):
+    for retries, data in enumerate(_encodings(pixels, framing, metadata, trailing)):
         try:
             return _fit(data, framing, size_bytes, retries=retries)
         except FramingError:
@@ -232,16 +245,19 @@ def _fit(data: bytes, framing: Framing, size_bytes: int, *, retries: int) -> Fit
     return Fitted(padded, retries, time.perf_counter() - start_s)
 
 
-def _encodings(pixels: Pixels, framing: Framing, metadata: Sequence[bytes]) -> Iterator[bytes]:
+def _encodings(
+    pixels: Pixels, framing: Framing, metadata: Sequence[bytes], trailing: Sequence[bytes]
+) -> Iterator[bytes]:
     """Yield encodings from the usual one to the hardest, each made when it is asked for."""
     quality, room = framing.quality, framing.room_bytes
     if quality is None:
         effort, strips_max = png.ENCODERS.get(framing.encoder, png.ENCODERS[png.FAST_ENCODER])
-        yield png.encode(
-            pixels, metadata=metadata, effort=effort, strips_max=strips_max, room_bytes=room
+        encode = functools.partial(
+            png.encode, pixels, metadata=metadata, trailing=trailing, room_bytes=room
         )
+        yield encode(effort=effort, strips_max=strips_max)
         for harder in list(png.Effort)[effort + 1 :]:
-            yield png.encode(pixels, metadata=metadata, effort=harder, room_bytes=room)
+            yield encode(effort=harder)
     elif room:
         # A harder one would have other Huffman tables, in the head that is known without a render.
         data = jpeg.encode(pixels, quality=quality, metadata=metadata)

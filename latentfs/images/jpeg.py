@@ -21,11 +21,13 @@ from latentfs.errors import FramingError, InvalidArgumentError
 from latentfs.images.pixels import Pixels, require_picture
 
 __all__ = [
+    "END",
     "ENCODER",
     "encode",
     "exif_segment",
     "head",
     "head_bytes",
+    "leading_metadata",
     "pad",
     "pad_end",
     "room_bytes",
@@ -35,7 +37,9 @@ ENCODER = "jpeg-turbo-444"
 """Names the encoder behind ``optimize=False`` and its settings."""
 
 _START = b"\xff\xd8"
-_END = b"\xff\xd9"
+END = b"\xff\xd9"
+"""How every file ends."""
+
 _APP0, _APP1, _APP15, _COMMENT = 0xE0, 0xE1, 0xEF, 0xFE
 _FRAME, _SCAN = 0xC0, 0xDA
 # Of a frame header, behind marker, length and precision.
@@ -114,9 +118,9 @@ def pad_end(data: bytes, size_bytes: int) -> bytes:
         raise FramingError(
             f"a JPEG of {len(data)} bytes is longer than the {size_bytes} it has to be padded to"
         )
-    if not data.endswith(_END):
+    if not data.endswith(END):
         raise FramingError(f"{len(data)} bytes don't end in an EOI marker; only a whole JPEG pads")
-    return b"".join((memoryview(data)[: -len(_END)], gap_bytes * b"\xff", _END))
+    return b"".join((memoryview(data)[: -len(END)], gap_bytes * b"\xff", END))
 
 
 def head(
@@ -232,6 +236,23 @@ def _beginning(quality: int) -> _Beginning:
     return _Beginning(
         data[:start_end], data[start_end:dimensions], data[dimensions + _DIMENSIONS_BYTES : end]
     )
+
+
+def leading_metadata(data: bytes) -> tuple[int, list[bytes], int]:
+    """Return where SOI and APP0 end, the APPn and COM segments behind them, and where those end.
+
+    Raises:
+        FramingError: *data* does not start as a JPEG file does.
+    """
+    start_end = end = len(_START)
+    segments: list[bytes] = []
+    for marker, segment_end in _leading_segments(data):
+        if marker == _APP0 and not segments:
+            start_end = segment_end
+        else:
+            segments.append(data[end:segment_end])
+        end = segment_end
+    return start_end, segments, end
 
 
 def _leading_segments(data: bytes) -> Iterator[tuple[int, int]]:

@@ -106,6 +106,7 @@ def encode(
     pixels: Pixels,
     *,
     metadata: Sequence[bytes] = (),
+    trailing: Sequence[bytes] = (),
     effort: Effort = Effort.FAST,
     strips_max: int = 1,
     room_bytes: int = 0,
@@ -114,6 +115,7 @@ def encode(
 
     Args:
         metadata: serialised ancillary chunks, put verbatim and in order between IHDR and IDAT.
+        trailing: the same between IDAT and IEND.
         strips_max: how many strips of the picture FAST compresses at the same time, at most.
         room_bytes: of a first IDAT chunk that says nothing of the pixels; see `room_bytes`.
 
@@ -127,7 +129,7 @@ def encode(
     data = _compressed(pixels.reshape(height, width * 3), effort, strips_max)
     if room_bytes:
         data = data[len(_ZLIB_HEADER) :]
-    return b"".join((start, chunk(b"IDAT", data), _END))
+    return b"".join((start, chunk(b"IDAT", data), *trailing, _END))
 
 
 def head(*, width: int, height: int, metadata: Sequence[bytes], room_bytes: int = 0) -> bytes:

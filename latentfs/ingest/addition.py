@@ -89,6 +89,7 @@ def add_picture(
         width=report.width,
         height=report.height,
         source=msgspec.structs.replace(picture.source, metadata=metadata),
+        pixel_data_sha256=report.pixel_data_sha256,
     )
     inode = Inode(
         mode=stat.S_IFREG | owner.permissions,

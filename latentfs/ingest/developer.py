@@ -2,7 +2,8 @@
 
 * A **latent file** is kept as its compressed payload from then on, and its picture appears beside
   it: ``cat.latent`` gives ``cat.png``.
-* A **copy of a picture**, byte for byte, shares the payload of the picture that it is a copy of.
+* A **copy of a picture** shares the payload of the picture that it is a copy of; so does one that
+  differs from it in nothing but metadata.
 
 Neither changes a byte of the file that was written.  All of it happens behind the programs' backs:
 what fails leaves the file as it is.
@@ -19,22 +20,32 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import msgspec
 import trio
 
-from latentfs.errors import LatentError, LatentfsError, VaeNotFoundError
+from latentfs.errors import (
+    FramingError,
+    LatentError,
+    LatentfsError,
+    RenderError,
+    VaeNotFoundError,
+)
 from latentfs.images.framing import Framing
+from latentfs.images.parts import take_picture_apart
 from latentfs.ingest.addition import Owner, RenderedPicture, add_picture, job_for_picture
 from latentfs.ingest.conflicts import resolve
 from latentfs.ingest.discover import Candidate
 from latentfs.ingest.preparation import ImportOptions, Picture, Preparation
 from latentfs.latents.taken_apart import TakenApart, take_apart
 from latentfs.render.job_queue import Priority
+from latentfs.render.jobs import job_for_content
 from latentfs.render.scheduler import Scheduler
 from latentfs.store.file_transaction import FileTransaction
 from latentfs.store.live_store import LiveStore
 from latentfs.store.records import Inode, LatentFileContent, VaeRecord
-from latentfs.store.snapshot import Snapshot
+from latentfs.store.snapshot import Snapshot, blob_id
 from latentfs.store.tables import ROOT_INO
+from latentfs.store.transaction import pack_blob
 
 __all__ = ["UNDEVELOPED_XATTR", "VAE_XATTR", "Developer", "DeveloperStatistics"]
 
@@ -222,14 +233,63 @@ class Developer:
         data = await self._bytes_of(file)
         digest = await trio.to_thread.run_sync(lambda: hashlib.sha256(data).digest())
         with self._store.read() as snapshot:
-            if snapshot.content_of_rendition(digest) is None:
-                return
+            is_known = snapshot.content_of_rendition(digest) is not None
+        if not is_known:
+            await self._recognise_other_metadata(file, data, digest)
+            return
         await self._store.may_change()
         with self._store.change() as transaction:
             content = transaction.content_of_rendition(digest)
             if content is None or not self._is_unchanged(transaction, file):
                 return
             transaction.make_latent(file.ino, transaction.require(file.ino), content)
+        self._copies += 1
+
+    async def _recognise_other_metadata(self, file: _Finished, data: bytes, digest: bytes) -> None:
+        """Keep a picture that differs from a known one in metadata as another on its payload.
+
+        Only if that renders to the very bytes that were written, which is tried first.
+        """
+        try:
+            parts = await trio.to_thread.run_sync(take_picture_apart, data)
+        except FramingError:
+            return
+        with self._store.read() as snapshot:
+            known = snapshot.content_of_pixel_data(parts.pixel_data_sha256)
+            if known is None:
+                return
+            changed = msgspec.structs.replace(
+                known,
+                chunks=tuple(blob_id(chunk) for chunk in parts.before),
+                trailing=tuple(blob_id(chunk) for chunk in parts.after),
+                rendition_sha256=digest,
+            )
+            job = job_for_content(
+                snapshot,
+                self._store.path,
+                changed,
+                chunks=[*parts.before, *parts.after],
+                size_bytes=len(data),
+                key=digest,
+                want_data=False,
+            )
+        try:
+            rendition = await self._scheduler.render(job, priority=Priority.IMPORT)
+        except RenderError as error:
+            log.info("%r stays as it was written: %s", file.name, error)
+            return
+        if rendition.report.sha256 != digest:
+            return
+        packed = await _packed(*parts.before, *parts.after)
+        await self._store.may_change()
+        with self._store.change(adds_bytes=len(data)) as transaction:
+            transaction.packed_blobs = packed
+            still_known = transaction.content_of_pixel_data(parts.pixel_data_sha256)
+            if still_known != known or not self._is_unchanged(transaction, file):
+                return
+            for chunk in (*parts.before, *parts.after):
+                transaction.add_blob(chunk)
+            transaction.make_latent(file.ino, transaction.require(file.ino), changed)
         self._copies += 1
 
     # Latent files
@@ -251,9 +311,13 @@ class Developer:
             vae_name, vae = _vae_for(snapshot, file.parent_ino, apart)
         pictures = _pictures_of(apart, file, vae_name, vae)
         rendered = [await self._render(picture, vae) for picture in pictures]
+        metadata = (picture.metadata for picture in pictures if picture.metadata is not None)
+        chunks = (chunk for picture in pictures for chunk in picture.chunks)
+        packed = await _packed(apart.rest, *metadata, *chunks)
         await self._store.may_change()
         adds_bytes = 4096 + sum(len(picture.payload) for picture in rendered)
         with self._store.change(adds_bytes=adds_bytes, announced=True) as transaction:
+            transaction.packed_blobs = packed
             if self._is_unchanged(transaction, file):
                 self._commit(transaction, file, apart, rendered)
 
@@ -301,6 +365,11 @@ class Developer:
             if transaction.inode(file.ino) is not None:
                 value = reason.encode("utf-8", "backslashreplace")
                 transaction.note_xattr(file.ino, UNDEVELOPED_XATTR, value)
+
+
+async def _packed(*blobs: bytes) -> dict[bytes, bytes]:
+    """Compress metadata blobs, in a thread."""
+    return await trio.to_thread.run_sync(lambda: {blob_id(b): pack_blob(b) for b in blobs})
 
 
 def _is_undeveloped(snapshot: Snapshot, ino: int) -> bool:

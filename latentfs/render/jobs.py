@@ -13,14 +13,21 @@ from latentfs.render.protocol import RenderRequest
 from latentfs.store.records import Inode, LatentContent
 from latentfs.store.snapshot import Snapshot
 
-__all__ = ["check_rendition", "content_key", "job_for_inode"]
+__all__ = ["check_rendition", "content_key", "job_for_content", "job_for_inode"]
 
 
 def content_key(inode: Inode) -> Hashable:
     """What decides a file's bytes: files with equal keys share one render and one cache entry."""
     content = inode.content
     assert content is not None
-    return (content.payload, content.recipe, content.framing, content.chunks, inode.size_bytes)
+    return (
+        content.payload,
+        content.recipe,
+        content.framing,
+        content.chunks,
+        content.trailing,
+        inode.size_bytes,
+    )
 
 
 def job_for_inode(snapshot: Snapshot, store_path: Path, inode: Inode) -> RenderJob:
@@ -33,6 +40,34 @@ def job_for_inode(snapshot: Snapshot, store_path: Path, inode: Inode) -> RenderJ
     content = inode.content
     if content is None:
         raise StoreCorruptError("the file has no content; run latentfs fsck")
+    return job_for_content(
+        snapshot,
+        store_path,
+        content,
+        chunks=_chunks(snapshot, content),
+        size_bytes=inode.size_bytes,
+        key=content_key(inode),
+    )
+
+
+def job_for_content(
+    snapshot: Snapshot,
+    store_path: Path,
+    content: LatentContent,
+    *,
+    chunks: list[bytes],
+    size_bytes: int,
+    key: Hashable,
+    want_data: bool = True,
+) -> RenderJob:
+    """Return the job that renders *content* with *chunks*, in place of its own, to *size_bytes*.
+
+    Args:
+        key: what names the content in the quarantine.
+
+    Raises:
+        StoreCorruptError, CorruptPayloadError: as of :func:`job_for_inode`.
+    """
     payload = snapshot.payload(content.payload)
     recipe = snapshot.recipe(content.recipe)
     if payload is None or recipe is None:
@@ -43,26 +78,26 @@ def job_for_inode(snapshot: Snapshot, store_path: Path, inode: Inode) -> RenderJ
     found = snapshot.vae_of_id(recipe.vae)
     if found is None:
         raise StoreCorruptError(f"VAE {recipe.vae} is missing; run latentfs fsck")
-    chunks = _chunks(snapshot, content)
     request = RenderRequest(
         number=0,
         vae_folder=str(store_path / "vae" / recipe.vae),
         vae_files=found[1].files,
         recipe=recipe,
         framing=content.framing,
-        size_bytes=inode.size_bytes,
+        size_bytes=size_bytes,
         payload_bytes=len(payload),
         reference_bytes=0,
         chunk_bytes=tuple(len(chunk) for chunk in chunks),
-        want_data=True,
+        trailing_chunks=len(content.trailing),
+        want_data=want_data,
     )
     shape = payload_codec.header(payload).shape
-    return RenderJob(request, [payload, *chunks], shape, content_key(inode))
+    return RenderJob(request, [payload, *chunks], shape, key)
 
 
 def _chunks(snapshot: Snapshot, content: LatentContent) -> list[bytes]:
     chunks = []
-    for blob in content.chunks:
+    for blob in (*content.chunks, *content.trailing):
         data = snapshot.blob(blob)
         if data is None:
             raise StoreCorruptError(f"metadata blob {blob.hex()} is missing; run latentfs fsck")

@@ -56,6 +56,7 @@ class RenderRequest(msgspec.Struct, frozen=True, kw_only=True, tag="render"):
         reference_bytes: length of a second payload, 0 for none: rendered only to measure the
             PSNR of the first against it.
         chunk_bytes: lengths of the metadata chunks kept in the file.
+        trailing_chunks: how many of them, the last ones, are kept behind the pixel data.
         want_data: whether the file's bytes are to be sent back.
     """
 
@@ -69,6 +70,7 @@ class RenderRequest(msgspec.Struct, frozen=True, kw_only=True, tag="render"):
     payload_bytes: int
     reference_bytes: int
     chunk_bytes: tuple[int, ...]
+    trailing_chunks: int = 0
     want_data: bool
 
 
@@ -117,6 +119,7 @@ class Rendered(msgspec.Struct, frozen=True, kw_only=True, tag="rendered"):
         stages_s: seconds by stage, in the order they ran.
         received_s, finished_s: when the request was received and this was sent, on the monotonic
             clock that all processes of a machine share.
+        pixel_data_sha256: of the part of the file that decides the pixels; only at import.
         recipe: the one it took, where the one asked for would not do; None otherwise.
     """
 
@@ -130,6 +133,7 @@ class Rendered(msgspec.Struct, frozen=True, kw_only=True, tag="rendered"):
     stages_s: dict[str, float]
     received_s: float = 0.0
     finished_s: float = 0.0
+    pixel_data_sha256: bytes = b""
     recipe: Recipe | None = None
 
 

@@ -35,6 +35,7 @@ import torch
 
 from latentfs.errors import InvalidArgumentError, LatentfsError
 from latentfs.images.framing import Fitted, encode_to_size, frame_first
+from latentfs.images.parts import take_picture_apart
 from latentfs.latents import payload as payload_codec
 from latentfs.render import protocol
 from latentfs.render.decode import DeviceLostError, OutOfMemoryError, free_memory
@@ -256,6 +257,9 @@ def _finished(task: Task, picture: Picture) -> tuple[Rendered, bytes]:
     fitted = _fitted(task, picture)
     task.lap("encode")
     digest = hashlib.sha256(fitted.data).digest()
+    pixel_data = b""
+    if task.request.size_bytes is None:
+        pixel_data = take_picture_apart(fitted.data).pixel_data_sha256
     task.lap("frame")
     task.stages_s["encode"] -= fitted.pad_s
     task.stages_s["frame"] += fitted.pad_s
@@ -274,6 +278,7 @@ def _finished(task: Task, picture: Picture) -> tuple[Rendered, bytes]:
         stages_s=task.stages_s,
         received_s=task.received_s,
         finished_s=time.monotonic(),
+        pixel_data_sha256=pixel_data,
         recipe=picture.recipe,
     )
     return reply, fitted.data
@@ -283,8 +288,13 @@ def _fitted(task: Task, picture: Picture) -> Fitted:
     request = task.request
     if request.size_bytes is None:
         return frame_first(picture.pixels, request.framing, metadata=task.chunks)
+    leading = len(task.chunks) - request.trailing_chunks
     return encode_to_size(
-        picture.pixels, request.framing, metadata=task.chunks, size_bytes=request.size_bytes
+        picture.pixels,
+        request.framing,
+        metadata=task.chunks[:leading],
+        trailing=task.chunks[leading:],
+        size_bytes=request.size_bytes,
     )
 
 

@@ -65,6 +65,9 @@ class LatentContent(msgspec.Struct, frozen=True, array_like=True):
         rendition_sha256: of the file's bytes as first rendered; advisory.
         width, height: in pixels.
         source: provenance.
+        trailing: ids of the metadata blobs that are kept behind the pixel data, in order.
+        pixel_data_sha256: of the part of the first rendition that decides the pixels; empty where
+            that was not looked at.
     """
 
     payload: int
@@ -75,6 +78,14 @@ class LatentContent(msgspec.Struct, frozen=True, array_like=True):
     width: int
     height: int
     source: Source
+    trailing: tuple[bytes, ...] = ()
+    pixel_data_sha256: bytes = b""
+
+    @property
+    def blobs(self) -> tuple[bytes, ...]:
+        """Ids of the metadata blobs that it needs, each as often as it is used."""
+        metadata = () if self.source.metadata is None else (self.source.metadata,)
+        return (*self.chunks, *self.trailing, *metadata)
 
 
 class LatentFileContent(msgspec.Struct, frozen=True, array_like=True):
@@ -144,10 +155,7 @@ class Inode(msgspec.Struct, frozen=True, array_like=True):
         """Ids of the metadata blobs that it needs, each as often as it is used."""
         if self.latent_file is not None:
             return (self.latent_file.rest,)
-        if self.content is None:
-            return ()
-        source = self.content.source.metadata
-        return self.content.chunks if source is None else (*self.content.chunks, source)
+        return () if self.content is None else self.content.blobs
 
     @property
     def is_chunked(self) -> bool:

@@ -140,7 +140,7 @@ class Snapshot:
                 yield name, int.from_bytes(value, "big")
 
     def all_entries(self, *, after: tuple[int, bytes]) -> Iterator[tuple[int, bytes, int]]:
-        """Yield (parent ino, name, ino) of all entries, from behind the (parent ino, name) given."""
+        """Yield (parent ino, name, ino) of all entries, from behind (parent ino, name) on."""
         start = tables.dentry_key(*after)
         for key, value in self._rows.items("dentries", start):
             if key != start:
@@ -261,17 +261,25 @@ class Snapshot:
         Raises:
             StoreCorruptError: its record can't be read.
         """
-        value = self._get("renditions", sha256)
+        return self._content_of("renditions", sha256)
+
+    def content_of_pixel_data(self, sha256: bytes) -> LatentContent | None:
+        """Return a content whose pixel data has that hash, if all it needs is still there.
+
+        Raises:
+            StoreCorruptError: its record can't be read.
+        """
+        return self._content_of("pixel_data", sha256)
+
+    def _content_of(self, table: str, sha256: bytes) -> LatentContent | None:
+        value = self._get(table, sha256)
         if value is None:
             return None
-        content = self._decode(Decoders.content, value, f"rendition {sha256.hex()}")
-        blobs = [*content.chunks]
-        if content.source.metadata is not None:
-            blobs.append(content.source.metadata)
+        content = self._decode(Decoders.content, value, f"{table} {sha256.hex()}")
         is_there = (
             self.payload_bytes(content.payload) > 0
             and self.recipe(content.recipe) is not None
-            and all(self.has_blob(blob) for blob in blobs)
+            and all(self.has_blob(blob) for blob in content.blobs)
         )
         return content if is_there else None
 

@@ -23,6 +23,7 @@ metadata        blob id (16) + 0                     blob, zstd
 chunks          ino (8) + index (4)                  CHUNK_BYTES of a file, see below
 xattrs          ino (8) + name (1-255)               value of an extended attribute
 renditions      sha256 of a rendition (32)           LatentContent that it is the rendition of
+pixel_data      sha256 of its pixel data (32)        the same
 ==============  ===================================  ==============================================
 
 A **payload** is stored as a run of rows.  LMDB gives a value of more than about 2 KB pages of its
@@ -34,8 +35,8 @@ A file that is no picture is kept byte for byte in **chunks** of ``CHUNK_BYTES``
 how the rest is kept (``CHUNK_RAW``, ``CHUNK_ZSTD``), then the bytes.  What a chunk lacks up to the
 file's size, or to the next chunk, reads as zeros, and a chunk that isn't there is a hole.
 
-A row of **renditions** may outlive the payload that it names: payload ids are never used again, so
-whoever reads it looks whether the payload is still there.
+A row of **renditions** or **pixel_data** may outlive the payload that it names: payload ids are
+never used again, so whoever reads it looks whether the payload is still there.
 
 **Migration.**  A store of a newer schema is refused.  An older one is migrated by the functions in
 ``MIGRATIONS`` (from version N to N + 1), in one transaction, before anything else is read.
@@ -105,6 +106,7 @@ TABLES = (
     "chunks",
     "xattrs",
     "renditions",
+    "pixel_data",
 )
 ROOT_INO = 1
 NAME_BYTES_MAX = 255

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import stat
 import time
+from collections.abc import Mapping
 
 import msgspec
 import zstandard
@@ -20,17 +21,27 @@ from latentfs.store.records import Change, Inode, VaeRecord
 from latentfs.store.rows import Rows
 from latentfs.store.snapshot import Snapshot, blob_id, split_path
 
-__all__ = ["Transaction"]
+__all__ = ["Transaction", "pack_blob"]
 
 _DIRECTORY_MODE = stat.S_IFDIR | 0o755
 _METADATA_LEVEL = 19
 
 
+def pack_blob(data: bytes) -> bytes:
+    """Return a metadata blob as it is kept: prompts and workflows are text, and written once."""
+    return zstandard.ZstdCompressor(level=_METADATA_LEVEL).compress(data)
+
+
 class Transaction(Snapshot):
-    """A write transaction; made by :meth:`latentfs.store.store.Store.write`."""
+    """A write transaction; made by :meth:`latentfs.store.store.Store.write`.
+
+    Attributes:
+        packed_blobs: metadata blobs by id that :func:`pack_blob` has compressed already.
+    """
 
     def __init__(self, rows: Rows) -> None:
         super().__init__(rows)
+        self.packed_blobs: Mapping[bytes, bytes] = {}
         self._totals_before = self._totals = self.totals()
         self._removed: list[tuple[int, bytes, int]] = []
         self._directories: set[int] = set()
@@ -209,11 +220,14 @@ class Transaction(Snapshot):
         self._totals = self._totals.plus(payload_bytes=len(payload) - len(stored))
 
     def add_blob(self, data: bytes) -> bytes:
-        """Store a metadata blob unless it is there; return its id."""
+        """Store a metadata blob unless it is there; return its id.
+
+        Compressing it takes up to a second a megabyte, unless it is among *packed_blobs*.
+        """
         blob = blob_id(data)
         if self._get("metadata", tables.blob_key(blob)) is None:
-            compressor = zstandard.ZstdCompressor(level=_METADATA_LEVEL)
-            self._put("metadata", tables.blob_key(blob), compressor.compress(data))
+            packed = self.packed_blobs.get(blob) or pack_blob(data)
+            self._put("metadata", tables.blob_key(blob), packed)
             self._put("metadata", tables.blob_references_key(blob), bytes(8))
         return blob
 
@@ -225,6 +239,8 @@ class Transaction(Snapshot):
         if change > 0 and inode.content is not None:
             encoded = msgspec.msgpack.encode(inode.content)
             self._put("renditions", inode.content.rendition_sha256, encoded)
+            if inode.content.pixel_data_sha256:
+                self._put("pixel_data", inode.content.pixel_data_sha256, encoded)
 
     def _count_payload(self, payload: int, change: int) -> None:
         try:

@@ -16,6 +16,8 @@ from latent_files import latent_array, write_comfyui_latent, write_diffusers_lat
 from mounts import Mount, latentfs, mounted, wait_until
 from PIL import Image
 
+from latentfs.images import jpeg, png
+
 SHAPE = (1, 4, 16, 20)
 
 
@@ -242,6 +244,71 @@ def test_a_picture_restored_from_a_backup_is_one_again(mount: Mount, tmp_path: P
     restored = mount.path / "restored" / "042.png"
     assert restored.read_bytes() == (folder / "042.png").read_bytes()
     assert _xattr(restored, "kind") == "latent"
+
+
+def _with_chunks(data: bytes, *, before: list[bytes], after: list[bytes]) -> bytes:
+    """Put chunks in front of the first IDAT and of IEND, and drop all other texts."""
+    kept = [png.SIGNATURE]
+    for kind, body in png.chunks(data):
+        if kind == b"IDAT" and before:
+            kept += before
+            before = []
+        if kind == b"IEND":
+            kept += after
+        if kind not in (b"tEXt", b"iTXt"):
+            kept.append(png.chunk(kind, body))
+    return b"".join(kept)
+
+
+@pytest.mark.parametrize("where", ["before", "after", "both", "none"])
+def test_a_picture_with_other_metadata_shares_the_payload(mount: Mount, where: str) -> None:
+    original = mount.path / "pictures" / "007.png"
+    text = png.text_chunk("prompt", "something else " * 5000)
+    note = png.text_chunk("Comment", "é" * 100)
+    changed = _with_chunks(
+        original.read_bytes(),
+        before=[text] if where in ("before", "both") else [],
+        after=[note, text] if where in ("after", "both") else [],
+    )
+    target = mount.path / "changed.png"
+    target.write_bytes(changed)
+    _settle(mount, copies=1)
+    assert target.read_bytes() == changed
+    assert _xattr(target, "kind") == "latent"
+    assert _xattr(target, "stored_bytes") == _xattr(original, "stored_bytes")
+    # A copy of the copy is one of its bytes.
+    shutil.copy(target, mount.path / "again.png")
+    _settle(mount, copies=2)
+    assert (mount.path / "again.png").read_bytes() == changed
+
+
+def test_a_jpeg_with_other_metadata_shares_the_payload(mount: Mount) -> None:
+    original = mount.path / "jpeg" / "000.jpg"
+    data = original.read_bytes()
+    start_end, _, rest = jpeg.leading_metadata(data)
+    segment = jpeg.exif_segment({0x010E: "another description"})
+    assert segment is not None
+    changed = data[:start_end] + segment + data[rest:]
+    target = mount.path / "changed.jpg"
+    target.write_bytes(changed)
+    _settle(mount, copies=1)
+    assert target.read_bytes() == changed
+    assert _xattr(target, "kind") == "latent"
+
+
+@pytest.mark.skipif(shutil.which("exiftool") is None, reason="exiftool is not installed")
+@pytest.mark.parametrize("name", ["pictures/008.png", "jpeg/001.jpg"])
+def test_exiftool_leaves_a_picture_a_latent(mount: Mount, name: str) -> None:
+    path = mount.path / name
+    before = _xattr(path, "stored_bytes")
+    subprocess.run(["exiftool", "-q", "-overwrite_original", "-Artist=someone", path], check=True)
+    _settle(mount, copies=1)
+    assert _xattr(path, "kind") == "latent"
+    assert _xattr(path, "stored_bytes") == before
+    shown = subprocess.run(
+        ["exiftool", "-s3", "-Artist", path], check=True, capture_output=True, text=True
+    )
+    assert shown.stdout.strip() == "someone"
 
 
 def test_a_copy_with_another_pixel_is_kept_byte_for_byte(mount: Mount, tmp_path: Path) -> None:
