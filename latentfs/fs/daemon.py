@@ -143,6 +143,7 @@ class _Daemon:
                 scheduler,
                 name_of=operations.name_of,
                 is_being_written=operations.is_being_written,
+                release_replaced=operations.release_replaced,
             )
             if options.develop:
                 operations.on_finished = developer.finished

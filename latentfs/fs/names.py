@@ -31,7 +31,8 @@ class Names:
     """The tree of names under a mount.  Permissions are the kernel's to check.
 
     Args:
-        on_renamed: called with each inode that has got another name.
+        on_renamed: called with each inode that has got another name, and the one that lost its last
+            name by that, if any.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class Names:
         open_inodes: OpenInodes,
         detector: SequenceDetector,
         *,
-        on_renamed: Callable[[int], None],
+        on_renamed: Callable[[int, int | None], None],
     ) -> None:
         self._store = store
         self._open_inodes = open_inodes
@@ -135,7 +136,7 @@ class Names:
         for entry, ino in zip(moved, inos, strict=True):
             if ino is not None:
                 self._saw(ino, *entry)
-                self._on_renamed(ino)
+                self._on_renamed(ino, orphan)
 
 
 def _new_inode(

@@ -78,9 +78,7 @@ class OpenInodes:
                 if inode.chunks <= _CHUNKS_AT_ONCE:
                     transaction.discard(ino)
                     return
-                first = transaction.drop_some_chunks(
-                    ino, inode, first=first, count=_CHUNKS_AT_ONCE
-                )
+                first = transaction.drop_some_chunks(ino, inode, first=first, count=_CHUNKS_AT_ONCE)
             await trio.lowlevel.checkpoint()
 
 

@@ -46,7 +46,9 @@ class LatentOperations(pyfuse3.Operations):
     """The handlers of one mount.
 
     Attributes:
-        on_finished: called with each file that was written and closed, or renamed.
+        on_finished: called with each file that was written and closed, or renamed; and with the
+            inode that a renamed one took the place of, if any, which stays until it is given to
+            :meth:`release_replaced`.
     """
 
     supports_dot_lookup = False
@@ -61,12 +63,12 @@ class LatentOperations(pyfuse3.Operations):
         ahead_bytes: int,
     ) -> None:
         super().__init__()
-        self.on_finished: Callable[[int], None] | None = None
+        self.on_finished: Callable[[int, int | None], None] | None = None
         handles = itertools.count(1)
         open_inodes = OpenInodes(store)
         self._store = store
         self._open_inodes = open_inodes
-        self._names = Names(store, open_inodes, detector, on_renamed=self._finished)
+        self._names = Names(store, open_inodes, detector, on_renamed=self._renamed)
         self._directories = Directories(store, open_inodes, detector, handles)
         self._xattrs = ExtendedAttributes(store)
         self._files = OpenFiles(
@@ -90,7 +92,18 @@ class LatentOperations(pyfuse3.Operations):
 
     def _finished(self, ino: int) -> None:
         if self.on_finished is not None:
-            self.on_finished(ino)
+            self.on_finished(ino, None)
+
+    def _renamed(self, ino: int, replaced_ino: int | None) -> None:
+        if self.on_finished is None:
+            return
+        if replaced_ino is not None:
+            self._open_inodes.opened(replaced_ino)
+        self.on_finished(ino, replaced_ino)
+
+    async def release_replaced(self, ino: int) -> None:
+        """Let an inode go that *on_finished* was told of as replaced."""
+        await self._open_inodes.closed(ino)
 
     # Names
 

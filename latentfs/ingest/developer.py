@@ -15,7 +15,7 @@ import dataclasses
 import hashlib
 import logging
 import stat
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -104,6 +104,7 @@ class Developer:
     Args:
         name_of: gives (parent ino, name) of an inode, None where it isn't known.
         is_being_written: whether a file is open to be written.
+        release_replaced: lets an inode go that :meth:`finished` was told of.
     """
 
     def __init__(
@@ -113,11 +114,14 @@ class Developer:
         *,
         name_of: Callable[[int], tuple[int, bytes] | None],
         is_being_written: Callable[[int], bool],
+        release_replaced: Callable[[int], Awaitable[None]],
     ) -> None:
         self._store = store
         self._scheduler = scheduler
         self._name_of = name_of
         self._is_being_written = is_being_written
+        self._release_replaced = release_replaced
+        self._replaced: dict[int, list[int]] = {}
         self._waiting: dict[int, _Place | None] = {}
         self._wake = trio.Event()
         self._current_ino: int | None = None
@@ -134,11 +138,18 @@ class Developer:
             developing=len(self._waiting),
         )
 
-    def finished(self, ino: int) -> None:
-        """Have a file looked at that was written or renamed; costs next to nothing."""
+    def finished(self, ino: int, replaced_ino: int | None = None) -> None:
+        """Have a file looked at that was written or renamed; costs next to nothing.
+
+        Args:
+            replaced_ino: what it took the place of.  It may be the very picture that the file is a
+                copy of, so it is let go only when that has been found out.
+        """
+        if replaced_ino is not None:
+            self._replaced.setdefault(ino, []).append(replaced_ino)
         if ino == self._current_ino:
             self._current_has_changed = True
-        if len(self._waiting) < _WAITING_MAX:
+        if len(self._waiting) < _WAITING_MAX or ino in self._replaced:
             self._waiting[ino] = None
             self._wake.set()
 
@@ -161,6 +172,9 @@ class Developer:
                     log.warning("inode %d stays as it was written: %s", ino, error)
                 except Exception:
                     log.exception("inode %d stays as it was written", ino)
+                if ino not in self._waiting:
+                    for replaced_ino in self._replaced.pop(ino, []):
+                        await self._release_replaced(replaced_ino)
                 await trio.lowlevel.checkpoint()
 
     async def _find_undeveloped(self) -> None:

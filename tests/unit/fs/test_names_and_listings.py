@@ -43,7 +43,9 @@ class Tree:
         detector = SequenceDetector(files_max=0)
         self.inodes = OpenInodes(live)
         self.renamed: list[int] = []
-        self.names = Names(live, self.inodes, detector, on_renamed=self.renamed.append)
+        self.names = Names(
+            live, self.inodes, detector, on_renamed=lambda ino, _: self.renamed.append(ino)
+        )
         self.directories = Directories(live, self.inodes, detector, itertools.count(1))
 
     async def make(self, name: bytes, mode: int = FILE, parent_ino: int = ROOT_INO) -> int:

@@ -117,7 +117,7 @@ def test_noise_of_the_same_strength_in_both_renders_fits_at_once(
 def test_harder_encodings_are_tried_one_by_one(chosen: Framing) -> None:
     """Sizes that only just hold each of the encodings need as many retries as its place."""
     pixels = samples.smooth(200, 160)
-    lengths = [len(data) for data in framing._encodings(pixels, chosen, _metadata(chosen))]
+    lengths = [len(data) for data in framing._encodings(pixels, chosen, _metadata(chosen), ())]
     assert lengths == sorted(set(lengths), reverse=True)
     for retries, length in enumerate(lengths):
         fitted = _fitted(pixels, chosen, length)
@@ -135,7 +135,7 @@ def test_a_gap_too_small_for_a_chunk_is_closed_by_a_harder_encoding() -> None:
 @pytest.mark.parametrize("chosen", FRAMINGS)
 def test_what_can_not_fit_raises_with_both_sizes(chosen: Framing) -> None:
     pixels = samples.smooth(200, 160)
-    least = min(len(data) for data in framing._encodings(pixels, chosen, _metadata(chosen)))
+    least = min(len(data) for data in framing._encodings(pixels, chosen, _metadata(chosen), ()))
     with pytest.raises(FramingError, match=rf"{least} bytes.*{least - 1} "):
         _fitted(pixels, chosen, least - 1)
 
