@@ -31,7 +31,7 @@ from latentfs.errors import (
     VaeNotFoundError,
 )
 from latentfs.images.framing import Framing
-from latentfs.images.parts import take_picture_apart
+from latentfs.images.parts import Parts, take_picture_apart
 from latentfs.ingest.addition import Owner, RenderedPicture, add_picture, job_for_picture
 from latentfs.ingest.conflicts import resolve
 from latentfs.ingest.discover import Candidate
@@ -42,7 +42,7 @@ from latentfs.render.jobs import job_for_content
 from latentfs.render.scheduler import Scheduler
 from latentfs.store.file_transaction import FileTransaction
 from latentfs.store.live_store import LiveStore
-from latentfs.store.records import Inode, LatentFileContent, VaeRecord
+from latentfs.store.records import Inode, LatentContent, LatentFileContent, VaeRecord
 from latentfs.store.snapshot import Snapshot, blob_id
 from latentfs.store.tables import ROOT_INO
 from latentfs.store.transaction import pack_blob
@@ -122,6 +122,7 @@ class Developer:
         self._is_being_written = is_being_written
         self._release_replaced = release_replaced
         self._replaced: dict[int, list[int]] = {}
+        self._faithful: dict[tuple[bytes, Framing], bool] = {}
         self._waiting: dict[int, _Place | None] = {}
         self._wake = trio.Event()
         self._current_ino: int | None = None
@@ -245,66 +246,73 @@ class Developer:
 
     async def _recognise_copy(self, file: _Finished) -> None:
         data = await self._bytes_of(file)
-        digest = await trio.to_thread.run_sync(lambda: hashlib.sha256(data).digest())
-        with self._store.read() as snapshot:
-            is_known = snapshot.content_of_rendition(digest) is not None
-        if not is_known:
-            await self._recognise_other_metadata(file, data, digest)
-            return
-        await self._store.may_change()
-        with self._store.change() as transaction:
-            content = transaction.content_of_rendition(digest)
-            if content is None or not self._is_unchanged(transaction, file):
-                return
-            transaction.make_latent(file.ino, transaction.require(file.ino), content)
-        self._copies += 1
-
-    async def _recognise_other_metadata(self, file: _Finished, data: bytes, digest: bytes) -> None:
-        """Keep a picture that differs from a known one in metadata as another on its payload.
-
-        Only if that renders to the very bytes that were written, which is tried first.
-        """
         try:
             parts = await trio.to_thread.run_sync(take_picture_apart, data)
         except FramingError:
             return
+        digest = await trio.to_thread.run_sync(lambda: hashlib.sha256(data).digest())
         with self._store.read() as snapshot:
-            known = snapshot.content_of_pixel_data(parts.pixel_data_sha256)
-            if known is None:
-                return
-            changed = msgspec.structs.replace(
-                known,
-                chunks=tuple(blob_id(chunk) for chunk in parts.before),
-                trailing=tuple(blob_id(chunk) for chunk in parts.after),
-                rendition_sha256=digest,
+            known = snapshot.content_of_rendition(digest) or snapshot.content_of_pixel_data(
+                parts.pixel_data_sha256
             )
+        if known is None:
+            return
+        is_exact = known.rendition_sha256 == digest
+        copy = known if is_exact else _with_parts(known, parts, digest)
+        if not await self._renders_to(copy, parts, len(data), digest, is_exact=is_exact):
+            return
+        packed = await _packed(*parts.before, *parts.after)
+        await self._store.may_change()
+        with self._store.change(adds_bytes=len(data)) as transaction:
+            transaction.packed_blobs = packed
+            if not transaction.has_all_of(known) or not self._is_unchanged(transaction, file):
+                return
+            for blob in () if is_exact else (*parts.before, *parts.after):
+                transaction.add_blob(blob)
+            transaction.make_latent(file.ino, transaction.require(file.ino), copy)
+        self._copies += 1
+
+    async def _renders_to(
+        self,
+        content: LatentContent,
+        parts: Parts,
+        size_bytes: int,
+        digest: bytes,
+        *,
+        is_exact: bool,
+    ) -> bool:
+        """Whether *content* is rendered to bytes of that *digest* here and now.
+
+        On another device, or with other libraries, it may not be, and then the file would not give
+        the bytes any more that were written.  Where one exact copy was right, so are others by the
+        same recipe and framing.
+        """
+        way = (content.recipe, content.framing)
+        if is_exact and way in self._faithful:
+            return self._faithful[way]
+        with self._store.read() as snapshot:
+            # Of an exact copy the padding is among its parts; it is made anew.
+            kept = [snapshot.blob(blob) for blob in (*content.chunks, *content.trailing)]
             job = job_for_content(
                 snapshot,
                 self._store.path,
-                changed,
-                chunks=[*parts.before, *parts.after],
-                size_bytes=len(data),
+                content,
+                chunks=[blob or b"" for blob in kept]
+                if is_exact
+                else [*parts.before, *parts.after],
+                size_bytes=size_bytes,
                 key=digest,
                 want_data=False,
             )
         try:
             rendition = await self._scheduler.render(job, priority=Priority.IMPORT)
         except RenderError as error:
-            log.info("%r stays as it was written: %s", file.name, error)
-            return
-        if rendition.report.sha256 != digest:
-            return
-        packed = await _packed(*parts.before, *parts.after)
-        await self._store.may_change()
-        with self._store.change(adds_bytes=len(data)) as transaction:
-            transaction.packed_blobs = packed
-            still_known = transaction.content_of_pixel_data(parts.pixel_data_sha256)
-            if still_known != known or not self._is_unchanged(transaction, file):
-                return
-            for chunk in (*parts.before, *parts.after):
-                transaction.add_blob(chunk)
-            transaction.make_latent(file.ino, transaction.require(file.ino), changed)
-        self._copies += 1
+            log.info("a copy of a picture stays as it was written: %s", error)
+            return False
+        is_same = rendition.report.sha256 == digest
+        if is_exact:
+            self._faithful[way] = is_same
+        return is_same
 
     # Latent files
 
@@ -389,6 +397,16 @@ async def _packed(*blobs: bytes) -> dict[bytes, bytes]:
 def _is_undeveloped(snapshot: Snapshot, ino: int) -> bool:
     inode = snapshot.inode(ino)
     return inode is not None and inode.is_chunked and snapshot.xattr(ino, UNDEVELOPED_XATTR) is None
+
+
+def _with_parts(known: LatentContent, parts: Parts, digest: bytes) -> LatentContent:
+    """Return the content of a picture that has the pixels of *known* and other metadata."""
+    return msgspec.structs.replace(
+        known,
+        chunks=tuple(blob_id(chunk) for chunk in parts.before),
+        trailing=tuple(blob_id(chunk) for chunk in parts.after),
+        rendition_sha256=digest,
+    )
 
 
 def _vae_for(snapshot: Snapshot, ino: int, apart: TakenApart) -> tuple[str, VaeRecord]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import msgspec
 
 from latentfs.errors import StoreCorruptError, StoreError, StoreFullError
 from latentfs.store import tables
+from latentfs.store.records import LatentContent
 from latentfs.store.rows import Rows
 from latentfs.store.snapshot import Decoders, Snapshot
 from latentfs.store.store import Store, rows_of_copy, sync_directory
@@ -25,6 +27,11 @@ __all__ = ["Compaction", "compact"]
 
 _COPY_NAME = "data.mdb.new"
 _SPARE_BYTES = 1 << 20
+# Tables that say what pictures are known by, and what by.
+_HASHES: dict[str, Callable[[LatentContent], bytes]] = {
+    "renditions": lambda content: content.rendition_sha256,
+    "pixel_data": lambda content: content.pixel_data_sha256,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,19 +118,20 @@ def _compare(rows: Rows, copied: Rows) -> None:
 def _forget_renditions(store: Store) -> None:
     """Forget the bytes of pictures that are gone, unless another picture has the same."""
     with store.write_rows() as rows:
-        gone = set()
-        for key, value in rows.items("renditions"):
-            payload = Decoders.content.decode(value).payload
-            if rows.get("payloads", tables.payload_key(payload, 0)) is None:
-                gone.add(bytes(key))
-        others = {}
-        for _, inode in Snapshot(rows).inodes() if gone else ():
-            if inode.content is not None and inode.content.rendition_sha256 in gone:
-                others[inode.content.rendition_sha256] = msgspec.msgpack.encode(inode.content)
-        for rendition in gone:
-            rows.delete("renditions", rendition)
-        for rendition, content in others.items():
-            rows.put("renditions", rendition, content)
+        for table, hash_of in _HASHES.items():
+            gone = set()
+            for key, value in rows.items(table):
+                payload = Decoders.content.decode(value).payload
+                if rows.get("payloads", tables.payload_key(payload, 0)) is None:
+                    gone.add(bytes(key))
+            others = {}
+            for _, inode in Snapshot(rows).inodes() if gone else ():
+                if inode.content is not None and hash_of(inode.content) in gone:
+                    others[hash_of(inode.content)] = msgspec.msgpack.encode(inode.content)
+            for key in gone:
+                rows.delete(table, key)
+            for key, content in others.items():
+                rows.put(table, key, content)
 
 
 def _remove_left_overs(store: Store) -> tuple[tuple[Path, ...], int]:

@@ -276,12 +276,15 @@ class Snapshot:
         if value is None:
             return None
         content = self._decode(Decoders.content, value, f"{table} {sha256.hex()}")
-        is_there = (
+        return content if self.has_all_of(content) else None
+
+    def has_all_of(self, content: LatentContent) -> bool:
+        """Whether payload, recipe and blobs of a content are there."""
+        return (
             self.payload_bytes(content.payload) > 0
             and self.recipe(content.recipe) is not None
             and all(self.has_blob(blob) for blob in content.blobs)
         )
-        return content if is_there else None
 
     # Catalog
 

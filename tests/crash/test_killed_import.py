@@ -15,7 +15,7 @@ from latentfs.latents.source import read_latent_file
 from latentfs.store.store import Store
 
 ROUNDS = 3  # unless --crash-rounds says otherwise
-PICTURES = 150
+PICTURES = 500
 POLL_S = 0.01
 START_S = 60
 
