@@ -71,7 +71,7 @@ class Directories:
                 inode = snapshot.inode(ino)
                 if inode is None:
                     continue
-                if inode.is_regular:
+                if inode.content is not None:
                     self._detector.saw_name(ino, directory.ino, name)
                 entry = attributes.entry(ino, inode)
                 if not pyfuse3.readdir_reply(token, name, entry, position + 1):

@@ -71,8 +71,9 @@ class Names:
             if ino is None:
                 raise FUSEError(errno.ENOENT)
             inode = require(snapshot, ino)
-            if inode.is_regular:
+            if inode.content is not None:
                 self._detector.saw_name(ino, parent_ino, name)
+            if inode.is_regular:
                 self._saw(ino, parent_ino, name)
             return attributes.entry(ino, inode)
 
