@@ -97,6 +97,7 @@ def test_both_are_there_after_a_restart(store: Path, tmp_path: Path) -> None:
     assert latentfs("fsck", store).returncode == 0
 
 
+@pytest.mark.skipif(shutil.which("rsync") is None, reason="rsync is not installed")
 def test_a_latent_moved_into_its_name_gets_its_picture(mount: Mount, tmp_path: Path) -> None:
     """As rsync does it, and browsers."""
     source = _latent(tmp_path)
@@ -234,6 +235,7 @@ def test_a_copy_of_a_picture_shares_its_payload(mount: Mount, tmp_path: Path, na
     assert copy.read_bytes() == data
 
 
+@pytest.mark.skipif(shutil.which("rsync") is None, reason="rsync is not installed")
 def test_a_picture_restored_from_a_backup_is_one_again(mount: Mount, tmp_path: Path) -> None:
     folder = mount.path / "pictures"
     backup = tmp_path / "backup"
