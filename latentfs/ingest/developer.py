@@ -159,24 +159,35 @@ class Developer:
 
         First come the latent files that an earlier mount did not get to.
         """
-        await self._find_undeveloped()
+        try:
+            await self._find_undeveloped()
+        except LatentfsError as error:  # the mount outlives what is wrong with a store
+            log.error("latent files of earlier mounts are not looked for: %s", error)
         while True:
             await self._wake.wait()
             self._wake = trio.Event()
             while self._waiting:
-                ino = next(iter(self._waiting))
-                place = self._waiting.pop(ino)
-                self._current_ino, self._current_has_changed = ino, False
-                try:
-                    await self._look_at(ino, place)
-                except LatentfsError as error:
-                    log.warning("inode %d stays as it was written: %s", ino, error)
-                except Exception:
-                    log.exception("inode %d stays as it was written", ino)
-                if ino not in self._waiting:
-                    for replaced_ino in self._replaced.pop(ino, []):
-                        await self._release_replaced(replaced_ino)
+                await self._take_next()
                 await trio.lowlevel.checkpoint()
+
+    async def _take_next(self) -> None:
+        """Look at the file that has waited longest; whatever goes wrong is logged."""
+        ino = next(iter(self._waiting))
+        place = self._waiting.pop(ino)
+        self._current_ino, self._current_has_changed = ino, False
+        try:
+            await self._look_at(ino, place)
+        except LatentfsError as error:
+            log.warning("inode %d stays as it was written: %s", ino, error)
+        except Exception:
+            log.exception("inode %d stays as it was written", ino)
+        if ino in self._waiting:
+            return
+        for replaced_ino in self._replaced.pop(ino, []):
+            try:
+                await self._release_replaced(replaced_ino)
+            except LatentfsError as error:  # the next mount removes it
+                log.error("inode %d, which was replaced, can't be removed: %s", replaced_ino, error)
 
     async def _find_undeveloped(self) -> None:
         after: _Place = (0, b"")
@@ -190,8 +201,7 @@ class Developer:
                 break
             after = entries[-1][:2]
             await trio.lowlevel.checkpoint()
-        if self._waiting:
-            self._wake.set()
+        self._wake.set()
 
     async def _look_at(self, ino: int, place: _Place | None) -> None:
         file = self._finished_file(ino, place)
