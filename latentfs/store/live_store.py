@@ -226,7 +226,8 @@ class LiveStore:
             status = os.statvfs(self.path)
             disk_bytes = status.f_bavail * status.f_frsize
             self._free_bytes = disk_bytes + self._store.free_bytes()
-            self._used_bytes = self._store.used_bytes()
+            if self._size_limit_bytes is not None:
+                self._used_bytes = self._store.used_bytes()
             self._free_known_s = now_s
         waiting_bytes = self._uncommitted_bytes()
         limit_bytes = self._size_limit_bytes
