@@ -242,10 +242,11 @@ class Developer:
         return b"".join(pieces)
 
     def _is_unchanged(self, transaction: FileTransaction, file: _Finished) -> bool:
-        """Whether nobody has written the file since its turn came, or is writing it."""
+        """Whether the file is still there, and nobody has written it since its turn came."""
         now = transaction.inode(file.ino)
         return (
             now is not None
+            and transaction.lookup(file.parent_ino, file.name) == file.ino
             and not self._current_has_changed
             and not self._is_being_written(file.ino)
             and now.is_chunked
@@ -328,15 +329,14 @@ class Developer:
 
     async def _develop(self, file: _Finished) -> None:
         try:
-            await self._make_pictures(file)
+            self._developed += await self._make_pictures(file)
         except LatentfsError as error:
             self._undeveloped += 1
             log.info("no picture is made of %r: %s", file.name, error)
             await self._note(file, str(error))
-        else:
-            self._developed += 1
 
-    async def _make_pictures(self, file: _Finished) -> None:
+    async def _make_pictures(self, file: _Finished) -> bool:
+        """Return whether the file was still the same when its pictures were there."""
         data = await self._bytes_of(file)
         apart = await trio.to_thread.run_sync(take_apart, data)
         with self._store.read() as snapshot:
@@ -350,8 +350,10 @@ class Developer:
         adds_bytes = 4096 + sum(len(picture.payload) for picture in rendered)
         with self._store.change(adds_bytes=adds_bytes, announced=True) as transaction:
             transaction.packed_blobs = packed
-            if self._is_unchanged(transaction, file):
+            is_unchanged = self._is_unchanged(transaction, file)
+            if is_unchanged:
                 self._commit(transaction, file, apart, rendered)
+        return is_unchanged
 
     async def _render(self, picture: Picture, vae: VaeRecord) -> RenderedPicture:
         job = await trio.to_thread.run_sync(

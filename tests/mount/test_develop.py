@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from io import BytesIO
 from pathlib import Path
 
@@ -209,6 +210,23 @@ def test_with_develop_no_files_stay_as_they_are(store: Path, tmp_path: Path) -> 
         assert mount.status()["developing"] == 0
         assert not (mount.path / "cat.png").exists()
         assert _xattr(mount.path / "copy.png", "kind") == "blob"
+
+
+def test_a_latent_that_is_removed_with_its_folder_leaves_nothing(
+    store: Path, tmp_path: Path
+) -> None:
+    source = _latent(tmp_path)
+    with mounted(store, tmp_path / "mnt") as mount:
+        for number in range(20):
+            folder = mount.path / f"folder-{number}"
+            folder.mkdir()
+            shutil.copy(source, folder / "cat.latent")
+            time.sleep(0.005 * number)
+            shutil.rmtree(folder, ignore_errors=True)
+            wait_until(lambda: not mount.status()["developing"], "the latent is dealt with")
+        assert mount.status()["errors_total"] == 0
+        assert mount.end() == 0
+    assert latentfs("fsck", store).returncode == 0
 
 
 def test_what_was_not_developed_is_so_by_the_next_mount(store: Path, tmp_path: Path) -> None:
