@@ -29,6 +29,7 @@ from pathlib import Path
 import trio
 
 from latentfs.errors import LatentfsError, RefusedChangeError, StoreFullError
+from latentfs.store.disk_reserve import DiskReserve
 from latentfs.store.file_transaction import FileTransaction
 from latentfs.store.rows import Layer, LayeredRows
 from latentfs.store.snapshot import Snapshot
@@ -94,6 +95,7 @@ class LiveStore:
         self._store = store
         self._size_limit_bytes = size_limit_bytes
         self._lock = WriterLock(store.path)
+        self._reserve = DiskReserve(store.path, size_bytes=_RESERVED_BYTES)
         self._lock_free_s = -inf
         self._lock_since_s = inf
         self._closing = False
@@ -225,7 +227,7 @@ class LiveStore:
         if now_s > self._free_known_s + _FREE_SPACE_AGE_S:
             status = os.statvfs(self.path)
             disk_bytes = status.f_bavail * status.f_frsize
-            self._free_bytes = disk_bytes + self._store.free_bytes()
+            self._free_bytes = disk_bytes + self._reserve.held_bytes + self._store.free_bytes()
             if self._size_limit_bytes is not None:
                 self._used_bytes = self._store.used_bytes()
             self._free_known_s = now_s
@@ -268,6 +270,7 @@ class LiveStore:
 
     async def commit_forever(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Commit what has changed, twice a second; when cancelled, what is left, once more."""
+        await trio.to_thread.run_sync(self._reserve.take)
         task_status.started()
         try:
             while True:
@@ -284,6 +287,7 @@ class LiveStore:
             await self._commit()
             if len(self._top):
                 log.error("the last changes could not be written, they are lost: %s", self._failure)
+            self._reserve.remove()
             self._lock.release()
 
     async def _pause_before_commit(self) -> None:
@@ -306,7 +310,7 @@ class LiveStore:
         self._closing = trio.current_time() > self._lock_since_s + _LOCK_HELD_MAX_S
         try:
             with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(self._store.apply, layer)
+                await trio.to_thread.run_sync(self._apply, layer)
         except Exception as error:  # what was changed must not be lost by whatever goes wrong
             self._commits_failed += 1
             if self._failure is None:
@@ -325,6 +329,18 @@ class LiveStore:
         self._closing = False
         self._committed.set()
         self._committed = trio.Event()
+
+    def _apply(self, layer: Layer) -> None:
+        """Write a layer; with what is reserved, if there is no other space left.  In a thread."""
+        while True:
+            try:
+                self._store.apply(layer)
+            except StoreFullError:
+                if not self._reserve.give_piece():
+                    raise
+            else:
+                break
+        self._reserve.take()
 
     def _take_back(self, layer: Layer) -> None:
         """Put what was changed meanwhile on top of *layer*, and go on with that."""

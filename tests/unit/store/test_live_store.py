@@ -406,21 +406,55 @@ async def test_a_store_that_has_filled_its_disk_lets_go_of_files_and_takes_new_o
         assert names(store) == sorted(again)
 
 
-async def test_what_others_left_no_room_for_is_written_once_there_is_some(disk, autojump_clock):
+def fill_up(disk: Path) -> Path:
+    """Leave no byte of the disk, as another program would; return the file that has it all."""
+    filler = disk / "filler"
+    with filler.open("ab", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(bytes(1 << 12)):
+            pass
+    return filler
+
+
+async def test_on_a_disk_that_others_filled_removals_reach_the_disk(disk, autojump_clock):
     with Store.create(disk / "art.lfs") as store:
         async with open_live_store(store, writable=True) as live:
             for number in range(4):
                 await make(live, b"%d" % number, data=os.urandom(1 << 20))
-            with (disk / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
-                while file.write(bytes(1 << 16)):
+            await live.sync()
+            filler = fill_up(disk)
+            for number in range(3):
+                await remove(live, b"%d" % number)
+                with refused(errno.ENOSPC), live.change(adds_bytes=8 << 20):
                     pass
+                await live.sync()
+                fill_up(disk)
+            assert names(store) == [b"3"]
+            filler.unlink()
+            await make(live, b"4")
+            await live.sync()
+            fill_up(disk)
+            await remove(live, b"4")
+            await live.sync()
+            assert names(store) == [b"3"]
+        assert not (disk / "art.lfs" / "reserve").exists()
+
+
+async def test_what_others_left_no_room_for_is_written_once_there_is_some(
+    disk, autojump_clock, monkeypatch
+):
+    monkeypatch.setattr(live_store, "_RESERVED_BYTES", 1 << 20)
+    with Store.create(disk / "art.lfs") as store:
+        async with open_live_store(store, writable=True) as live:
+            for number in range(4):
+                await make(live, b"%d" % number, data=os.urandom(1 << 20))
+            filler = fill_up(disk)
             with refused(errno.ENOSPC):
                 await live.sync()
             with refused(errno.ENOSPC):
                 await make(live, b"more")
             await remove(live, b"0")
             assert names(live) == [b"1", b"2", b"3"]
-            (disk / "filler").unlink()
+            filler.unlink()
             await live.sync()
             assert names(store) == [b"1", b"2", b"3"]
 
