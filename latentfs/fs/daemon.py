@@ -147,6 +147,7 @@ class _Daemon:
             )
             if options.develop:
                 operations.on_finished = developer.finished
+                operations.on_vae_named = developer.look_again
             self._mount(operations)
 
             def status() -> dict[str, Any]:

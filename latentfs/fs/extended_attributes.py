@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pyfuse3
 from pyfuse3 import FUSEError
@@ -21,10 +21,15 @@ _KEPT = (b"user.", b"trusted.")
 
 
 class ExtendedAttributes:
-    """The extended attributes of all files of a mount."""
+    """The extended attributes of all files of a mount.
 
-    def __init__(self, store: LiveStore) -> None:
+    Args:
+        on_vae_named: called when a folder has got another VAE.
+    """
+
+    def __init__(self, store: LiveStore, *, on_vae_named: Callable[[], None]) -> None:
         self._store = store
+        self._on_vae_named = on_vae_named
 
     def get(self, ino: int, name: bytes) -> bytes:
         _require_kept(name)
@@ -58,6 +63,8 @@ class ExtendedAttributes:
         await self._store.may_change()
         with self._store.change(adds_bytes=len(name) + len(value)) as transaction:
             transaction.set_xattr(ino, name, value)
+        if name == VAE_XATTR:
+            self._on_vae_named()
 
     async def remove(self, ino: int, name: bytes) -> None:
         if name != VAE_XATTR:

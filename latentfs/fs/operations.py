@@ -49,6 +49,7 @@ class LatentOperations(pyfuse3.Operations):
         on_finished: called with each file that was written and closed, or renamed; and with the
             inode that a renamed one took the place of, if any, which stays until it is given to
             :meth:`release_replaced`.
+        on_vae_named: called when a folder has got another VAE.
     """
 
     supports_dot_lookup = False
@@ -64,13 +65,14 @@ class LatentOperations(pyfuse3.Operations):
     ) -> None:
         super().__init__()
         self.on_finished: Callable[[int, int | None], None] | None = None
+        self.on_vae_named: Callable[[], None] | None = None
         handles = itertools.count(1)
         open_inodes = OpenInodes(store)
         self._store = store
         self._open_inodes = open_inodes
         self._names = Names(store, open_inodes, detector, on_renamed=self._renamed)
         self._directories = Directories(store, open_inodes, detector, handles)
-        self._xattrs = ExtendedAttributes(store)
+        self._xattrs = ExtendedAttributes(store, on_vae_named=self._vae_named)
         self._files = OpenFiles(
             store,
             renditions,
@@ -93,6 +95,10 @@ class LatentOperations(pyfuse3.Operations):
     def _finished(self, ino: int) -> None:
         if self.on_finished is not None:
             self.on_finished(ino, None)
+
+    def _vae_named(self) -> None:
+        if self.on_vae_named is not None:
+            self.on_vae_named()
 
     def _renamed(self, ino: int, replaced_ino: int | None) -> None:
         if self.on_finished is None:

@@ -28,6 +28,8 @@ from latentfs.errors import (
     LatentError,
     LatentfsError,
     RenderError,
+    RenderFailedError,
+    VaeError,
     VaeNotFoundError,
 )
 from latentfs.images.framing import Framing
@@ -57,6 +59,9 @@ VAE_XATTR = b"user.latentfs.vae"
 UNDEVELOPED_XATTR = b"user.latentfs.undeveloped"
 """Of a latent file: why it has no picture."""
 
+_NOT_YET = b"not yet: "
+"""What that begins with where the reason may go away, so that it is worth another try."""
+
 _LATENT_SUFFIXES = (b".latent", b".safetensors")
 _PICTURE_STARTS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 _FILE_BYTES_MAX = 64 << 20
@@ -77,7 +82,7 @@ class DeveloperStatistics:
 
     Attributes:
         developed_total: latent files whose pictures were made.
-        undeveloped_total: latent files that no picture could be made of.
+        undeveloped_total: times that no picture could be made of a latent file.
         copies_recognised_total: files that turned out to be copies of pictures.
         developing: files that wait for their turn.
     """
@@ -125,6 +130,7 @@ class Developer:
         self._faithful: dict[tuple[bytes, Framing], bool] = {}
         self._waiting: dict[int, _Place | None] = {}
         self._wake = trio.Event()
+        self._is_to_search = False
         self._current_ino: int | None = None
         self._current_has_changed = False
         self._developed = 0
@@ -153,19 +159,26 @@ class Developer:
         if len(self._waiting) < _WAITING_MAX or ino in self._replaced:
             self._waiting[ino] = None
             self._wake.set()
+        else:
+            self.look_again()
+
+    def look_again(self) -> None:
+        """Have all latent files looked at that have no picture yet, as there may be a way now."""
+        self._is_to_search = True
+        self._wake.set()
 
     async def run(self) -> None:
         """Look at finished files until cancelled; a file whose turn is on then stays as it is.
 
         First come the latent files that an earlier mount did not get to.
         """
-        try:
-            await self._find_undeveloped()
-        except LatentfsError as error:  # the mount outlives what is wrong with a store
-            log.error("latent files of earlier mounts are not looked for: %s", error)
+        self.look_again()
         while True:
             await self._wake.wait()
             self._wake = trio.Event()
+            if self._is_to_search:
+                self._is_to_search = False
+                await self._search()
             while self._waiting:
                 await self._take_next()
                 await trio.lowlevel.checkpoint()
@@ -189,6 +202,12 @@ class Developer:
             except LatentfsError as error:  # the next mount removes it
                 log.error("inode %d, which was replaced, can't be removed: %s", replaced_ino, error)
 
+    async def _search(self) -> None:
+        try:
+            await self._find_undeveloped()
+        except LatentfsError as error:  # the mount outlives what is wrong with a store
+            log.error("not all latent files without pictures could be found: %s", error)
+
     async def _find_undeveloped(self) -> None:
         after: _Place = (0, b"")
         while True:
@@ -201,7 +220,6 @@ class Developer:
                 break
             after = entries[-1][:2]
             await trio.lowlevel.checkpoint()
-        self._wake.set()
 
     async def _look_at(self, ino: int, place: _Place | None) -> None:
         file = self._finished_file(ino, place)
@@ -333,7 +351,7 @@ class Developer:
         except LatentfsError as error:
             self._undeveloped += 1
             log.info("no picture is made of %r: %s", file.name, error)
-            await self._note(file, str(error))
+            await self._note(file, _reason(error))
 
     async def _make_pictures(self, file: _Finished) -> bool:
         """Return whether the file was still the same when its pictures were there."""
@@ -393,12 +411,11 @@ class Developer:
         transaction.make_latent(file.ino, inode, content)
         transaction.note_xattr(file.ino, UNDEVELOPED_XATTR, None)
 
-    async def _note(self, file: _Finished, reason: str) -> None:
+    async def _note(self, file: _Finished, reason: bytes) -> None:
         await self._store.may_change()
         with self._store.change() as transaction:
             if transaction.inode(file.ino) is not None:
-                value = reason.encode("utf-8", "backslashreplace")
-                transaction.note_xattr(file.ino, UNDEVELOPED_XATTR, value)
+                transaction.note_xattr(file.ino, UNDEVELOPED_XATTR, reason)
 
 
 async def _packed(*blobs: bytes) -> dict[bytes, bytes]:
@@ -406,9 +423,21 @@ async def _packed(*blobs: bytes) -> dict[bytes, bytes]:
     return await trio.to_thread.run_sync(lambda: {blob_id(b): pack_blob(b) for b in blobs})
 
 
+def _reason(error: LatentfsError) -> bytes:
+    """Return why there is no picture, as the attribute says it."""
+    reason = str(error).encode("utf-8", "backslashreplace")
+    is_of_the_file = isinstance(error, RenderFailedError) or not isinstance(
+        error, RenderError | VaeError
+    )
+    return reason if is_of_the_file else _NOT_YET + reason
+
+
 def _is_undeveloped(snapshot: Snapshot, ino: int) -> bool:
+    """Whether it is a file as it was written, for no reason that lies in the file itself."""
     inode = snapshot.inode(ino)
-    return inode is not None and inode.is_chunked and snapshot.xattr(ino, UNDEVELOPED_XATTR) is None
+    if inode is None or not inode.is_chunked:
+        return False
+    return (snapshot.xattr(ino, UNDEVELOPED_XATTR) or _NOT_YET).startswith(_NOT_YET)
 
 
 def _with_parts(known: LatentContent, parts: Parts, digest: bytes) -> LatentContent:

@@ -191,8 +191,9 @@ def test_a_folder_names_the_vae(store: Path, tiny_vae_folder: Path, tmp_path: Pa
         assert "the store has: other, tiny" in _xattr(mount.path / "cat.latent", "undeveloped")
         os.setxattr(mount.path / "a", "user.latentfs.vae", b"other")
         assert os.getxattr(mount.path / "a", "user.latentfs.vae") == b"other"
+        _settle(mount, undeveloped=2)
         shutil.copy(_latent(tmp_path), mount.path / "a" / "b" / "cat.latent")
-        _settle(mount, undeveloped=1, developed=1)
+        _settle(mount, undeveloped=2, developed=1)
         assert _xattr(mount.path / "a" / "b" / "cat.png", "dtype") == "bfloat16"
         with pytest.raises(OSError, match="Invalid") as unknown:
             os.setxattr(mount.path / "a", "user.latentfs.vae", b"nothing")
@@ -200,6 +201,30 @@ def test_a_folder_names_the_vae(store: Path, tiny_vae_folder: Path, tmp_path: Pa
         with pytest.raises(PermissionError):
             os.setxattr(mount.path / "cat.latent", "user.latentfs.vae", b"tiny")
         os.removexattr(mount.path / "a", "user.latentfs.vae")
+
+
+@pytest.mark.parametrize("when", ["named", "mounted"])
+def test_a_latent_without_a_vae_waits_for_one(
+    tiny_vae_folder: Path, tmp_path: Path, when: str
+) -> None:
+    store = tmp_path / "bare.lfs"
+    latentfs("init", store)
+    with mounted(store, tmp_path / "first") as mount:
+        shutil.copy(_latent(tmp_path), mount.path / "cat.latent")
+        (mount.path / "bad.latent").write_bytes(b"no latent")
+        _settle(mount, undeveloped=2)
+        assert _xattr(mount.path / "cat.latent", "undeveloped").startswith("not yet: which VAE")
+        assert not _xattr(mount.path / "bad.latent", "undeveloped").startswith("not yet")
+        latentfs("vae", "add", store, "tiny", tiny_vae_folder, "--dtype", "float32")
+        if when == "named":
+            os.setxattr(mount.path, "user.latentfs.vae", b"tiny")
+            _settle(mount, undeveloped=2, developed=1)
+        assert mount.end() == 0
+    with mounted(store, tmp_path / "second") as mount:
+        _settle(mount, developed=when == "mounted")
+        assert _xattr(mount.path / "cat.png", "kind") == "latent"
+        with pytest.raises(OSError, match="No data"):
+            os.getxattr(mount.path / "cat.latent", "user.latentfs.undeveloped")
 
 
 def test_with_develop_no_files_stay_as_they_are(store: Path, tmp_path: Path) -> None:
