@@ -1,1 +1,1 @@
-"""Measuring what rendering through a mount costs on top of the bare decode, by stage."""
+"""Measuring what rendering through a mount costs, by stage, and replaying traces of requests."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import signal
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -15,13 +13,39 @@ from latentfs.bench.private_mount import check_unmounted
 from latentfs.bench.report import document, screen
 from latentfs.bench.sample import Sample, choose_sample
 from latentfs.cli.arguments import device_option, store_argument
+from latentfs.cli.interrupts import ended_as_by_ctrl_c
 from latentfs.cli.output import one_line
 from latentfs.store.store import Store
 
 __all__ = ["command"]
 
 
-@click.command("bench", epilog="Example: latentfs bench ~/art.lfs --path /2026 --files 16")
+class _StoreOrReplay(click.Command):
+    """Takes a store, unless the first word is ``replay``: then that command takes the rest."""
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        if args[:1] != ["replay"]:
+            return super().make_context(info_name, args, parent, **extra)
+        from latentfs.cli import bench_replay_command
+
+        replay = bench_replay_command.command
+        return replay.make_context(f"{info_name} replay", args[1:], parent, **extra)
+
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        super().format_usage(ctx, formatter)
+        prefix = " " * len("Usage: ")
+        formatter.write_usage(f"{ctx.command_path} replay", "[OPTIONS] TRACE FOLDER", prefix)
+
+
+@click.command(
+    "bench", cls=_StoreOrReplay, epilog="Example: latentfs bench ~/art.lfs --path /2026 --files 16"
+)
 @store_argument
 @click.option(
     "--path", default="/", show_default=True, metavar="FOLDER", help="Folder in the store."
@@ -68,6 +92,8 @@ def command(
 
     Mounts STORE for itself in a temporary folder, so it must not be mounted.  Each picture is
     decoded at least twice a round; progress is told on standard error.
+
+    "latentfs bench replay" reads files as a trace of requests says: see its own --help.
     """
     options = BenchmarkOptions(
         readers=readers, rounds=rounds, device=device, plain_environment=plain_environment
@@ -76,7 +102,7 @@ def command(
         sample = choose_sample(opened, path, files=files)
     check_unmounted(store)
     _tell(_chosen(sample, path, files))
-    with _ended_as_by_ctrl_c():
+    with ended_as_by_ctrl_c():  # so that nothing stays mounted
         found = document(run_benchmark(store, path, sample, options, tell=_tell))
     click.echo(json.dumps(found, indent=2) if as_json else screen(found))
 
@@ -93,15 +119,3 @@ def _chosen(sample: Sample, path: str, files: int) -> str:
         f"{count} pictures of the {sample.found} below {path} with recipe "
         f"{sample.recipe.id.hex()[:12]} and latents of {shape}{fewer}"
     )
-
-
-@contextlib.contextmanager
-def _ended_as_by_ctrl_c() -> Iterator[None]:
-    """SIGTERM and SIGHUP interrupt as Ctrl-C does, so that nothing stays mounted."""
-    numbers = (signal.SIGTERM, signal.SIGHUP)
-    before = [signal.signal(number, signal.default_int_handler) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)

@@ -28,6 +28,23 @@ _OWN_OPTIONS = {"develop=yes", "develop=no"}
 _FUSE_CONFIGURATION = Path("/etc/fuse.conf")
 
 
+class PixelShare(click.ParamType[float | None]):
+    """``auto``, which is None, or a number from 0 to 1."""
+
+    name = "share"
+
+    def convert(
+        self, value: str, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float | None:
+        try:
+            share = None if value == "auto" else float(value)
+        except ValueError:
+            share = -1.0
+        if share is None or 0 <= share <= 1:
+            return share
+        return self.fail(f"{value!r} is neither auto nor a number from 0 to 1", param, ctx)
+
+
 @click.command("mount", epilog="Example: latentfs mount ~/art.lfs /mnt/art --cache 2G")
 @store_argument
 @click.argument(
@@ -46,7 +63,16 @@ _FUSE_CONFIGURATION = Path("/etc/fuse.conf")
     type=BYTES,
     default="512M",
     show_default=True,
-    help="Memory for finished files.",
+    help="Memory for finished files and latents.",
+)
+@click.option(
+    "--pixel-share",
+    "pixel_share",
+    type=PixelShare(),
+    default="auto",
+    show_default=True,
+    metavar="auto|0..1",
+    help="Part of that memory for finished files; auto for wherever it saves readers most.",
 )
 @click.option(
     "--render-timeout",
@@ -80,6 +106,7 @@ def command(
     mountpoint: Path,
     mount_options: tuple[str, ...],
     cache_bytes: int,
+    pixel_share: float | None,
     render_timeout_s: float,
     device: str,
     prefetch_files: int,
@@ -102,6 +129,7 @@ def command(
     )
     options = MountOptions(
         cache_bytes=cache_bytes,
+        pixel_share=pixel_share,
         render_timeout_s=render_timeout_s,
         device=device,
         prefetch_files=prefetch_files,

@@ -73,7 +73,6 @@ def _screen(status: dict[str, Any]) -> str:
         return "\n".join([*lines, "mount      mounted, but its daemon does not answer"])
     if not status["mounted"]:
         return "\n".join([*lines, "mount      not mounted"])
-    cache = status["cache"]
     return "\n".join(
         [
             *lines,
@@ -87,11 +86,35 @@ def _screen(status: dict[str, Any]) -> str:
             f"{status['hash_mismatches_total']} hash mismatches{_quarantined(status)}",
             f"reads      {status['reads_total']} ({shown_bytes(status['read_bytes_total'])}), "
             f"{status['errors_total']} errors, {status['open_files']} files open",
-            f"cache      {shown_bytes(cache['bytes'])} of {shown_bytes(cache['budget_bytes'])} in "
-            f"{cache['entries']} files, {cache['hits']} hits, {cache['misses']} misses, "
-            f"{cache['evictions']} evictions",
+            *_cache_lines(status["cache"]),
         ]
     )
+
+
+def _cache_lines(cache: dict[str, Any]) -> list[str]:
+    held_bytes = cache["pixel_bytes"] + cache["latent_bytes"]
+    share = cache["pixel_share"]
+    split = "moving by itself" if share is None else f"fixed at {share:.0%} for files"
+    return [
+        f"cache      {shown_bytes(held_bytes)} of {shown_bytes(cache['budget_bytes'])}: "
+        f"{shown_bytes(cache['pixel_bytes'])} in {cache['pixel_entries']} files, "
+        f"{shown_bytes(cache['latent_bytes'])} in {cache['latent_entries']} latents; {split}",
+        f"           hits: {cache['kernel_hits']} kernel, {cache['pixel_hits']} files, "
+        f"{cache['latent_hits']} latents, {cache['misses']} misses; dropped: "
+        f"{cache['pixel_evictions']} files, {cache['latent_evictions']} latents",
+        f"           the last GB saves {_edge(cache['pixel_edge_s_per_gb'])} a read with files, "
+        f"{_edge(cache['latent_edge_s_per_gb'])} with latents; a fetch takes "
+        f"{1000 * cache['fetch_s']:.1f} ms, {_renders(cache['render_s'])}",
+    ]
+
+
+def _edge(edge_s_per_gb: float | None) -> str:
+    return "nothing yet" if edge_s_per_gb is None else f"{1000 * edge_s_per_gb:.2f} ms"
+
+
+def _renders(render_s: dict[str, float]) -> str:
+    times = ", ".join(f"{1000 * s:.0f} ms" for s in render_s.values())
+    return f"a render {times} a megapixel" if times else "no render was measured yet"
 
 
 def _readiness(status: dict[str, Any]) -> str:

@@ -19,14 +19,16 @@ import pyfuse3
 import trio
 
 from latentfs import __version__
-from latentfs.cache.pixel_cache import PixelCache
+from latentfs.cache.tiered_cache import TieredCache
 from latentfs.errors import MountError
 from latentfs.fs.change_follower import follow_changes
 from latentfs.fs.control import serve_control
+from latentfs.fs.fetching import StoreFetch
+from latentfs.fs.memory import MemoryGauge, fit_cache_to_memory
 from latentfs.fs.mountpoint import FILESYSTEM_TYPE, prepare_mountpoint
 from latentfs.fs.operations import LatentOperations
 from latentfs.fs.prefetch import SequenceDetector
-from latentfs.fs.renditions import Renditions, open_renditions
+from latentfs.fs.renditions import PictureCache, Renditions, open_renditions
 from latentfs.fs.tuning import MAX_BACKGROUND, tune
 from latentfs.fs.warm_up import warm_up_jobs
 from latentfs.ingest.developer import Developer
@@ -43,7 +45,7 @@ log = logging.getLogger(__name__)
 _TASKS_MAX = 2 * MAX_BACKGROUND
 # A read is never delayed by more than one render that no reader waits for.
 _BACKGROUND_GROUPS_MAX = 1
-# Of the pixel cache, for what is rendered ahead of a reader.
+# Of the cache, for what is rendered ahead of a reader.
 _AHEAD_CACHE_PARTS = 4
 _END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -53,7 +55,8 @@ class MountOptions:
     """How a store is mounted.
 
     Attributes:
-        cache_bytes: budget of the pixel cache.
+        cache_bytes: memory for finished files and latents.
+        pixel_share: of that for finished files, 0 to 1; None for wherever it saves most.
         render_timeout_s: after which a read ends with EIO.
         device: what renders: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``.
         prefetch_files: rendered ahead of a reader that goes through a directory; 0 for none.
@@ -65,6 +68,7 @@ class MountOptions:
     """
 
     cache_bytes: int
+    pixel_share: float | None
     render_timeout_s: float
     device: str
     prefetch_files: int
@@ -115,7 +119,9 @@ class _Daemon:
 
     async def run(self) -> None:
         options = self._options
-        cache = PixelCache(budget_bytes=options.cache_bytes)
+        cache: PictureCache = TieredCache(
+            budget_bytes=options.cache_bytes, pixel_share=options.pixel_share
+        )
         async with (
             open_live_store(
                 self._store,
@@ -129,7 +135,7 @@ class _Daemon:
                 warm_up_jobs=lambda: warm_up_jobs(self._store),
             ) as scheduler,
             open_renditions(
-                store, scheduler, cache, render_timeout_s=options.render_timeout_s
+                StoreFetch(store), scheduler, cache, render_timeout_s=options.render_timeout_s
             ) as renditions,
         ):
             operations = LatentOperations(
@@ -156,9 +162,14 @@ class _Daemon:
             try:
                 commands = {"status": status, "renders": lambda: _renders(renditions)}
                 async with serve_control(self._store.path, commands):
-                    await self._serve(renditions, developer)
+                    await self._serve(renditions, developer, cache)
             finally:
                 pyfuse3.close(unmount=True)
+
+    async def _fit_to_memory(self, cache: PictureCache) -> None:
+        await fit_cache_to_memory(
+            cache, budget_bytes=self._options.cache_bytes, read_memory=MemoryGauge().read
+        )
 
     def _mount(self, operations: LatentOperations) -> None:
         source = str(self._store.path).replace("\\", "\\\\").replace(",", "\\,")
@@ -175,8 +186,11 @@ class _Daemon:
                 "permitted, and user_allow_other set in /etc/fuse.conf where it is needed?"
             ) from error
 
-    async def _serve(self, renditions: Renditions, developer: Developer) -> None:
+    async def _serve(
+        self, renditions: Renditions, developer: Developer, cache: PictureCache
+    ) -> None:
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._fit_to_memory, cache)
             if self._options.develop and not self._options.read_only:
                 nursery.start_soon(developer.run)
             await nursery.start(self._await_signals, renditions)
@@ -207,7 +221,7 @@ class _Daemon:
         operations: LatentOperations,
         renditions: Renditions,
         scheduler: Scheduler,
-        cache: PixelCache,
+        cache: PictureCache,
         developer: Developer,
     ) -> dict[str, Any]:
         rendered, counted = scheduler.statistics(), operations.statistics()

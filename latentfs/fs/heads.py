@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import mmap
+import sys
+from collections.abc import Hashable
 
 import pyfuse3
+from cachetools import LRUCache
 
-from latentfs.cache.pixel_cache import PixelCache
 from latentfs.errors import StoreCorruptError
 from latentfs.images import framing
 from latentfs.store.records import LatentContent
@@ -21,7 +23,7 @@ class Heads:
     """Makes heads, and keeps those used last: programs read them in many small pieces."""
 
     def __init__(self) -> None:
-        self._kept = PixelCache(budget_bytes=_KEPT_BYTES_MAX)
+        self._kept: LRUCache[Hashable, bytes] = LRUCache(_KEPT_BYTES_MAX, getsizeof=sys.getsizeof)
 
     def piece(
         self, snapshot: Snapshot, content: LatentContent, *, offset: int, end: int
@@ -69,7 +71,8 @@ class Heads:
             head = framing.head(
                 content.framing, width=content.width, height=content.height, metadata=metadata
             )
-            self._kept.put(key, head)
+            if sys.getsizeof(head) <= _KEPT_BYTES_MAX:
+                self._kept[key] = head
         return head
 
 

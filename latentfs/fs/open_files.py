@@ -87,6 +87,7 @@ class _OpenFile:
         opener_pid: process that opened it.
         writable: whether it was opened to be written.
         written: whether something was.
+        asked: whether a read of it reached the daemon.
         shows_pixels: whether pixel data of a picture were asked for.
         rendition: of the content *rendition_of*.
         waiting: a scope for each read that waits; cancelled when nobody can take the answer.
@@ -98,6 +99,7 @@ class _OpenFile:
     opener_pid: int
     writable: bool = False
     written: bool = False
+    asked: bool = False
     shows_pixels: bool = False
     rendition: bytes | None = None
     rendition_of: Hashable = None
@@ -210,6 +212,9 @@ class OpenFiles:
             return
         if file.written:
             self._unfinished.add(file.ino)
+        if not file.asked and not file.writable and file.inode.content is not None:
+            # The kernel says nothing of reads that it answers; a file is hardly opened for less.
+            self._renditions.kernel_hit(file.inode)
         if file.writable:
             self._writers[file.ino] -= 1
             if not self._writers[file.ino]:
@@ -228,6 +233,7 @@ class OpenFiles:
     async def read(self, fh: int, off: int, size: int) -> bytes:
         self._counts["reads"] += 1
         file = self._files[fh]
+        file.asked = True
         with self._store.read() as snapshot:
             # Another process may have removed the file; it can be read until it is closed.
             inode = file.inode = snapshot.inode(file.ino) or file.inode

@@ -8,6 +8,7 @@ given up, unless a renderer is decoding it already: then it goes on for whoever 
 from __future__ import annotations
 
 import logging
+import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import asynccontextmanager
@@ -15,22 +16,20 @@ from dataclasses import dataclass, field
 
 import trio
 
-from latentfs.cache.pixel_cache import PixelCache
+from latentfs.cache.tiered_cache import CachedPicture, TieredCache
 from latentfs.errors import (
     LatentfsError,
     RenderDroppedError,
     RenderError,
-    RenderFailedError,
     RenderTimeoutError,
-    StoreCorruptError,
 )
-from latentfs.render.job_queue import NOBODY, Order, Priority, Reader
-from latentfs.render.jobs import check_rendition, content_key, job_for_inode
+from latentfs.fs.fetching import Fetch, held_bytes
+from latentfs.render.job_queue import NOBODY, Order, Priority, Reader, RenderJob, Rendition
+from latentfs.render.jobs import check_rendition, content_key
 from latentfs.render.scheduler import Scheduler
-from latentfs.store.live_store import LiveStore
 from latentfs.store.records import Inode
 
-__all__ = ["Flown", "RenditionStatistics", "Renditions", "open_renditions"]
+__all__ = ["Flown", "PictureCache", "RenditionStatistics", "Renditions", "open_renditions"]
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +38,11 @@ _UNMOUNTING = "the file system is being unmounted"
 # in memory; its turns are the same.
 _QUEUED_PER_READER_MAX = 64
 _FLOWN_KEPT = 1024
+# What a render takes for other reasons than its picture.
+_WAITING_STAGES = ("queue", "load")
+
+PictureCache = TieredCache[bytes, RenderJob]
+"""Finished files, and what renderers are given to make them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,14 +130,14 @@ class Renditions:
 
     def __init__(
         self,
-        store: LiveStore,
+        fetch: Fetch,
         scheduler: Scheduler,
-        cache: PixelCache,
+        cache: PictureCache,
         *,
         render_timeout_s: float,
         nursery: trio.Nursery,
     ) -> None:
-        self._store = store
+        self._fetch = fetch
         self._scheduler = scheduler
         self._cache = cache
         self._render_timeout_s = render_timeout_s
@@ -178,15 +182,16 @@ class Renditions:
         """
         if self._aborted:
             raise RenderError(_UNMOUNTING)
-        key = content_key(inode)
-        data = self._cache.get(key)
+        picture = _cached(inode)
+        self._cache.request(picture)
+        data = self._cache.pixels(picture.key)
         if data is not None:
             return data
         outcome = None
         with trio.move_on_after(self._render_timeout_s):
-            outcome = await self._outcome(key, ino, inode, reader)
+            outcome = await self._outcome(picture, ino, inode, reader)
             while isinstance(outcome, RenderDroppedError):  # joined just as it was dropped
-                outcome = await self._outcome(key, ino, inode, reader)
+                outcome = await self._outcome(picture, ino, inode, reader)
         if outcome is None:
             self._timeouts_total += 1
             raise RenderTimeoutError(
@@ -198,21 +203,26 @@ class Renditions:
             raise outcome
         return outcome
 
+    def kernel_hit(self, inode: Inode) -> None:
+        """Count a read that the kernel has answered alone."""
+        self._cache.kernel_hit(_cached(inode))
+
     def prefetch(self, ino: int, inode: Inode, is_ahead: Callable[[], bool]) -> None:
         """Render a file ahead of any read, when nothing else is to be done, while *is_ahead*."""
-        key = content_key(inode)
-        if self._aborted or key in self._flights or self._cache.holds(key):
+        picture = _cached(inode)
+        is_held = self._cache.pixels(picture.key) is not None
+        if self._aborted or picture.key in self._flights or is_held:
             return
         self._prefetched_total += 1
-        self._start(key, ino, inode, _Flight(None, is_ahead))
+        self._start(picture, ino, inode, _Flight(None, is_ahead))
 
     async def _outcome(
-        self, key: Hashable, ino: int, inode: Inode, reader: Reader
+        self, picture: CachedPicture, ino: int, inode: Inode, reader: Reader
     ) -> bytes | LatentfsError | None:
-        """Join the flight of *key*, or start it, and wait for how it ends."""
-        flight = self._flights.get(key)
+        """Join the flight of *picture*, or start it, and wait for how it ends."""
+        flight = self._flights.get(picture.key)
         if flight is None:
-            flight = self._start(key, ino, inode, _Flight(reader))
+            flight = self._start(picture, ino, inode, _Flight(reader))
         else:
             self._join(flight, reader)
         flight.waiting += 1
@@ -223,9 +233,9 @@ class Renditions:
             self._give_up_if_unwanted(flight)
         return flight.outcome
 
-    def _start(self, key: Hashable, ino: int, inode: Inode, flight: _Flight) -> _Flight:
-        self._flights[key] = flight
-        self._nursery.start_soon(self._fly, key, ino, inode, flight)
+    def _start(self, picture: CachedPicture, ino: int, inode: Inode, flight: _Flight) -> _Flight:
+        self._flights[picture.key] = flight
+        self._nursery.start_soon(self._fly, picture, ino, inode, flight)
         return flight
 
     def _join(self, flight: _Flight, reader: Reader) -> None:
@@ -242,10 +252,10 @@ class Renditions:
         self._given_up_total += 1
         self._scheduler.give_up(flight.order)
 
-    async def _fly(self, key: Hashable, ino: int, inode: Inode, flight: _Flight) -> None:
+    async def _fly(self, picture: CachedPicture, ino: int, inode: Inode, flight: _Flight) -> None:
         try:
-            flight.outcome = await self._render(ino, inode, flight)
-            self._cache.put(key, flight.outcome)
+            flight.outcome = data = await self._render(picture, ino, inode, flight)
+            self._cache.keep_pixels(picture, data, held_bytes=sys.getsizeof(data))
         except LatentfsError as error:
             flight.outcome = error
         except Exception as error:
@@ -254,23 +264,18 @@ class Renditions:
         finally:
             if flight.outcome is None:
                 flight.outcome = RenderError(_UNMOUNTING)
-            del self._flights[key]
+            del self._flights[picture.key]
             flight.done.set()
 
-    async def _render(self, ino: int, inode: Inode, flight: _Flight) -> bytes:
+    async def _render(
+        self, picture: CachedPicture, ino: int, inode: Inode, flight: _Flight
+    ) -> bytes:
         start_s = trio.current_time()
         async with self._limits.place_for(flight):
             if not flight.is_wanted():
                 raise RenderDroppedError("nobody waits for it any more")
             fetch_s = trio.current_time()
-            with self._store.read() as snapshot:
-                try:
-                    job = job_for_inode(snapshot, self._store.path, inode)
-                except StoreCorruptError as error:
-                    if snapshot.inode(ino) is not None:
-                        raise
-                    # Other files of the same content would have kept what it needs.
-                    raise RenderFailedError(f"inode {ino} was removed while it was open") from error
+            job = await self._job(picture, ino, inode)
             fetched_s = trio.current_time()
             flight.order = self._scheduler.submit(
                 job,
@@ -279,6 +284,7 @@ class Renditions:
                 is_wanted=flight.is_wanted,
             )
             rendition = await self._scheduler.finished(flight.order)
+        self._cache.costs.rendered(picture.kind, _work_s(rendition), weight=picture.weight)
         if not check_rendition(inode, job.recipe, rendition):
             self._hash_mismatches_total += 1
             log.warning(
@@ -290,10 +296,34 @@ class Renditions:
         self._flown.append(Flown(ino, stages_s, trio.current_time() - start_s))
         return rendition.data
 
+    async def _job(self, picture: CachedPicture, ino: int, inode: Inode) -> RenderJob:
+        """Return what a renderer needs, from the cache or the store."""
+        job = self._cache.latent(picture.key)
+        if job is None:
+            start_s = trio.current_time()
+            job = await self._fetch(ino, inode)
+            self._cache.costs.fetched(trio.current_time() - start_s)
+            self._cache.keep_latent(picture, job, held_bytes=held_bytes(job))
+        return job
+
+
+def _cached(inode: Inode) -> CachedPicture:
+    content = inode.content
+    assert content is not None
+    megapixels = content.width * content.height / 1e6
+    recipe = content.recipe.hex()[:12]
+    return CachedPicture(content_key(inode), inode.size_bytes, recipe, megapixels)
+
+
+def _work_s(rendition: Rendition) -> float:
+    """Return the seconds that the render itself took."""
+    stages_s = rendition.stages_s.items()
+    return sum(elapsed_s for stage, elapsed_s in stages_s if stage not in _WAITING_STAGES)
+
 
 @asynccontextmanager
 async def open_renditions(
-    store: LiveStore, scheduler: Scheduler, cache: PixelCache, *, render_timeout_s: float
+    fetch: Fetch, scheduler: Scheduler, cache: PictureCache, *, render_timeout_s: float
 ) -> AsyncIterator[Renditions]:
     """A :class:`Renditions` whose renders are cancelled, and readers answered, at the end.
 
@@ -305,7 +335,7 @@ async def open_renditions(
         async with trio.open_nursery() as flights:
             task_status.started(
                 Renditions(
-                    store, scheduler, cache, render_timeout_s=render_timeout_s, nursery=flights
+                    fetch, scheduler, cache, render_timeout_s=render_timeout_s, nursery=flights
                 )
             )
             await trio.sleep_forever()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Hashable
 from pathlib import Path
+
+import msgspec
 
 from latentfs.errors import RenderFailedError, StoreCorruptError
 from latentfs.latents import payload as payload_codec
@@ -16,11 +19,15 @@ from latentfs.store.snapshot import Snapshot
 __all__ = ["check_rendition", "content_key", "job_for_content", "job_for_inode"]
 
 
-def content_key(inode: Inode) -> Hashable:
-    """What decides a file's bytes: files with equal keys share one render and one cache entry."""
+def content_key(inode: Inode) -> bytes:
+    """Return 16 bytes that stand for what decides a file's bytes.
+
+    Files with equal keys share one render and one cache entry.  A digest, as a million of them may
+    be held.
+    """
     content = inode.content
     assert content is not None
-    return (
+    deciding = (
         content.payload,
         content.recipe,
         content.framing,
@@ -28,6 +35,7 @@ def content_key(inode: Inode) -> Hashable:
         content.trailing,
         inode.size_bytes,
     )
+    return hashlib.blake2b(msgspec.msgpack.encode(deciding), digest_size=16).digest()
 
 
 def job_for_inode(snapshot: Snapshot, store_path: Path, inode: Inode) -> RenderJob:

@@ -7,7 +7,8 @@ meanwhile go to a new layer on top.
 
 Rules:
 
-* All methods belong to the trio thread.  A layer that is being committed is only read.
+* All methods belong to the trio thread, but for the views of :meth:`LiveStore.read_in_thread`.
+  A layer that is being committed is only read.
 * Between the first change of a layer and its commit this process holds the store's writer lock.
 * A change is made in one go, without a checkpoint: whoever reads sees all of it or nothing.
 * A killed process loses the layers that were not committed, whole.  So what is on disk is always
@@ -20,8 +21,8 @@ import contextlib
 import errno
 import logging
 import os
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -146,6 +147,21 @@ class LiveStore:
         """A consistent view of the store with all changes made so far; see :meth:`Store.read`."""
         with self._store.stored_rows() as stored:
             yield Snapshot(LayeredRows(self._layers(), stored))
+
+    def read_in_thread(self) -> Callable[[], AbstractContextManager[Snapshot]]:
+        """Return what opens a view as :meth:`read` does, in another thread.
+
+        For rows that are never changed once they are there: the uppermost layer may change
+        meanwhile, so rows of one view need not belong to the same moment.
+        """
+        layers = self._layers()
+
+        @contextlib.contextmanager
+        def read() -> Iterator[Snapshot]:
+            with self._store.stored_rows() as stored:
+                yield Snapshot(LayeredRows(layers, stored))
+
+        return read
 
     def _layers(self) -> tuple[Layer, ...]:
         return (self._top,) if self._committing is None else (self._top, self._committing)

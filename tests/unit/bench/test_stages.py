@@ -47,3 +47,8 @@ def test_a_percentile_is_the_least_value_that_so_many_do_not_exceed(
     assert found in values
     assert sum(value <= found for value in values) * 100 >= len(values) * percent
     assert sum(value < found for value in values) * 100 < len(values) * percent
+
+
+@pytest.mark.parametrize("count", [1000, 41_000, 164_000])
+def test_one_in_a_thousand_lies_above_the_highest_percentile(count: int) -> None:
+    assert percentile(range(1, count + 1), 99.9) == count - count // 1000

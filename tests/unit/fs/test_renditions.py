@@ -14,23 +14,23 @@ import msgspec
 import pytest
 import trio
 import trio.testing
+from fetches import fetch_at_once
 from latent_files import latent_array
 
-from latentfs.cache.pixel_cache import PixelCache
+from latentfs.cache.tiered_cache import TieredCache
 from latentfs.errors import (
     RenderDroppedError,
     RenderError,
     RenderFailedError,
     RenderTimeoutError,
 )
-from latentfs.fs.renditions import Renditions, open_renditions
+from latentfs.fs.renditions import PictureCache, Renditions, open_renditions
 from latentfs.images.framing import Framing
 from latentfs.latents import payload as payload_codec
 from latentfs.latents.latent import Latent
 from latentfs.latents.recipe import Recipe
 from latentfs.render.job_queue import Order, Priority, Reader, RenderJob, Rendition
 from latentfs.render.protocol import Rendered
-from latentfs.store.live_store import LiveStore
 from latentfs.store.records import Inode, LatentContent, Source, VaeRecord
 from latentfs.store.store import Store
 
@@ -137,9 +137,9 @@ def inode(store: Store) -> Inode:
 async def opened(
     store: Store, scheduler: SlowScheduler, *, cache_bytes: int = 1 << 20
 ) -> AsyncIterator[Renditions]:
-    cache = PixelCache(budget_bytes=cache_bytes)
+    cache: PictureCache = TieredCache(budget_bytes=cache_bytes)
     async with open_renditions(
-        LiveStore(store),
+        fetch_at_once(store),
         scheduler,  # type: ignore[arg-type]
         cache,
         render_timeout_s=TIMEOUT_S,

@@ -14,12 +14,13 @@ import msgspec
 import pytest
 import trio
 import trio.testing
+from fetches import fetch_at_once
 from latent_files import latent_array
 from scripted_renderer import RECIPE, Answer, Behaviour, Scripted
 
-from latentfs.cache.pixel_cache import PixelCache
+from latentfs.cache.tiered_cache import TieredCache
 from latentfs.errors import RendererLostError, RenderError, RenderFailedError, RenderTimeoutError
-from latentfs.fs.renditions import Renditions, open_renditions
+from latentfs.fs.renditions import PictureCache, Renditions, open_renditions
 from latentfs.images.framing import Framing
 from latentfs.latents import payload as payload_codec
 from latentfs.latents.latent import Latent
@@ -27,7 +28,6 @@ from latentfs.latents.recipe import Recipe
 from latentfs.render.job_queue import Reader
 from latentfs.render.protocol import Failed, RenderRequest
 from latentfs.render.scheduler import Scheduler
-from latentfs.store.live_store import LiveStore
 from latentfs.store.records import Inode, LatentContent, Source, VaeRecord
 from latentfs.store.store import Store
 
@@ -115,11 +115,11 @@ async def opened(
         background_groups_max=1,
         open_renderer=scripted.open_renderer,
     )
-    cache = PixelCache(budget_bytes=cache_bytes)
+    cache: PictureCache = TieredCache(budget_bytes=cache_bytes)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(scheduler.run)
         async with open_renditions(
-            LiveStore(store), scheduler, cache, render_timeout_s=TIMEOUT_S
+            fetch_at_once(store), scheduler, cache, render_timeout_s=TIMEOUT_S
         ) as renditions:
             yield World(renditions, scheduler, scripted)
         nursery.cancel_scope.cancel()
