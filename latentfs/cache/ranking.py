@@ -14,17 +14,22 @@ as half of one after a *half-life*.  Sums of such counts fall all at the same ra
 stays as it is until the next request, and a heap can keep it.  They are kept as base-2 logarithms
 of what they would be at time 0, so that nothing has to be updated as time goes by; time is counted
 in half-lives.  This is LRFU (Lee et al., 2001), with costs and sizes.
+
+An exponential is a poor guide to what nobody has asked for in many half-lives, which is what the
+last latents are: so where the two forms are compared, the demand for latents may be taken to fall
+slower.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
 from enum import IntEnum
 from heapq import heapify, heappop, heappush, heapreplace
 from math import inf, log, log2
 from typing import Any, Generic, Protocol, TypeVar, cast
 
-__all__ = ["Costs", "Form", "Ranking"]
+__all__ = ["Costs", "Decay", "Form", "Ranking"]
 
 _HALF_LIFE_MIN = 64.0
 _GHOSTS_MIN = 512
@@ -41,6 +46,21 @@ class Form(IntEnum):
     NOTHING = 0
     LATENT = 1
     PIXELS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Decay:
+    """How requests of the past tell of those to come.
+
+    Attributes:
+        half_life: after which a request counts half, in requests per picture that is held.
+        latent_slowness: how much slower than that the demand for a latent is taken to fall.  Among
+            what was not asked for in a long time the demand for new pictures falls ever slower,
+            and that is where the last latents are.
+    """
+
+    half_life: float
+    latent_slowness: float = 1.0
 
 
 class Costs(Protocol):
@@ -87,6 +107,7 @@ class _Tier:
     Attributes:
         held: by key.
         size_bytes: of all that.
+        slowness: how much slower than a request loses weight the demand is taken to fall.
     """
 
     def __init__(self, cost_log2_s: Callable[[Hashable], float]) -> None:
@@ -95,6 +116,7 @@ class _Tier:
         self._cost_log2_s = cost_log2_s
         self._heaps: dict[Hashable, _Heap] = {}
         self._dropped = 0  # that are still in a heap
+        self.slowness = 1.0
 
     def put(
         self,
@@ -122,18 +144,26 @@ class _Tier:
         if self._dropped > len(self.held) + _DROPPED_MIN:
             self._sweep()
 
-    def lowest(self) -> tuple[float, _Heap]:
-        """Return the rank of what saves least, costs counted, and the heap it is the first of.
+    def lowest(self, now: float) -> tuple[float, _Heap]:
+        """Return what a byte saves where it saves least, and the heap that is the first of.
 
-        If there is nothing, the rank is infinite.
+        As the rank it would have *now* with costs counted; infinite if there is nothing.
         """
         lowest, lowest_heap = inf, []
         for kind, heap in self._heaps.items():
-            self._settle(heap)
-            if heap:
-                rank = heap[0] + self._cost_log2_s(kind)
-                if rank < lowest:
-                    lowest, lowest_heap = rank, heap
+            while heap:
+                held = heap[0]
+                if not held.size_bytes:
+                    heappop(heap)
+                    self._dropped -= 1
+                elif held.demand + log2(held.weight / held.size_bytes) > held:
+                    heapreplace(heap, self._ranked_anew(held))
+                else:
+                    slowed = (held.demand - now) * (1.0 - 1.0 / self.slowness)
+                    rank = held - slowed + self._cost_log2_s(kind)
+                    if rank < lowest:
+                        lowest, lowest_heap = rank, heap
+                    break
         return lowest, lowest_heap
 
     def pop(self, heap: _Heap) -> _Held:
@@ -143,22 +173,8 @@ class _Tier:
         self.size_bytes -= held.size_bytes
         return held
 
-    def _settle(self, heap: _Heap) -> None:
-        """Let what saves least be the first of its heap."""
-        while heap:
-            held = heap[0]
-            if not held.size_bytes:
-                heappop(heap)
-                self._dropped -= 1
-            elif held.demand + log2(held.weight / held.size_bytes) > held:
-                heapreplace(
-                    heap,
-                    self._ranked(
-                        held.key, held.value, held.demand, held.size_bytes, held.weight
-                    ),
-                )
-            else:
-                return
+    def _ranked_anew(self, held: _Held) -> _Held:
+        return self._ranked(held.key, held.value, held.demand, held.size_bytes, held.weight)
 
     def _ranked(
         self, key: Hashable, value: object, demand: float, size_bytes: int, weight: float
@@ -210,7 +226,7 @@ class Ranking(Generic[Pixels, Latent]):
         pixel_share: of the budget for pixels, from 0 to 1, the rest being for latents; None for
             wherever they save most.
         costs: may change at any time.
-        half_life: in requests per picture that is held; may be set at any time.
+        decay: may be set at any time.
         on_evicted: called with the key of each picture and the form that is no longer held; not for
             what is discarded.
     """
@@ -221,18 +237,19 @@ class Ranking(Generic[Pixels, Latent]):
         budget_bytes: int,
         pixel_share: float | None,
         costs: Costs,
-        half_life: float,
+        decay: Decay,
         on_evicted: Callable[[Hashable, Form], None],
     ) -> None:
         self._budget_bytes = budget_bytes
         self._pixel_share = pixel_share
         self._on_evicted = on_evicted
-        self._half_life = half_life
+        self._decay = decay
         self._now = 0.0
         self._pictures = 0
         self._ghosts = _Ghosts()
         self._pixels = _Tier(costs.render_log2_s)
         self._latents = _Tier(lambda kind: costs.fetch_log2_s)
+        self._latents.slowness = decay.latent_slowness
 
     @property
     def pixel_bytes(self) -> int:
@@ -251,19 +268,20 @@ class Ranking(Generic[Pixels, Latent]):
         return len(self._latents.held)
 
     @property
-    def half_life(self) -> float:
-        return self._half_life
+    def decay(self) -> Decay:
+        return self._decay
 
-    @half_life.setter
-    def half_life(self, half_life: float) -> None:
+    @decay.setter
+    def decay(self, decay: Decay) -> None:
         # At a steady rate the decayed number of requests is in proportion to the half-life, so what
-        # was counted with the old one is made comparable to what will be with the new.
-        self._now += max(0.0, log2(self._half_life / half_life))
-        self._half_life = half_life
+        # was counted with a longer one is made comparable to what will be.
+        self._now += max(0.0, log2(self._decay.half_life / decay.half_life))
+        self._decay = decay
+        self._latents.slowness = decay.latent_slowness
 
     def half_life_requests(self) -> float:
         """Requests after which one counts half."""
-        return max(_HALF_LIFE_MIN, self._half_life * self._pictures)
+        return max(_HALF_LIFE_MIN, self._decay.half_life * self._pictures)
 
     def __len__(self) -> int:
         """Pictures of which something is held."""
@@ -366,7 +384,7 @@ class Ranking(Generic[Pixels, Latent]):
         In seconds for each request of any picture; infinite where there are none.
         """
         scale = log2(self.half_life_requests() / log(2)) + self._now
-        pixels, latent = self._pixels.lowest()[0], self._latents.lowest()[0]
+        pixels, latent = self._pixels.lowest(self._now)[0], self._latents.lowest(self._now)[0]
         return _seconds(pixels - scale), _seconds(latent - scale)
 
     def _demand_to_hold(self, key: Hashable) -> float:
@@ -379,23 +397,30 @@ class Ranking(Generic[Pixels, Latent]):
         return self._now if demand == -inf else demand
 
     def _remember(self, key: Hashable, demand: float) -> None:
-        self._ghosts.put(key, demand, room=max(_GHOSTS_MIN, self._pictures // 2))
+        self._ghosts.put(key, demand, room=max(_GHOSTS_MIN, self._pictures // 4))
 
     def _fit(self) -> None:
         pixels, latents = self._pixels, self._latents
         if self._pixel_share is None:
-            while pixels.size_bytes + latents.size_bytes > self._budget_bytes:
-                pixels_rank, pixels_heap = pixels.lowest()
-                latent_rank, latents_heap = latents.lowest()
-                if pixels_rank <= latent_rank:
-                    self._evict(Form.PIXELS, pixels_heap)
-                else:
-                    self._evict(Form.LATENT, latents_heap)
+            if pixels.size_bytes + latents.size_bytes > self._budget_bytes:
+                self._evict_what_saves_least()
             return
         while pixels.size_bytes > self._pixel_budget_bytes():
-            self._evict(Form.PIXELS, pixels.lowest()[1])
+            self._evict(Form.PIXELS, pixels.lowest(self._now)[1])
         while latents.size_bytes > self._latent_budget_bytes():
-            self._evict(Form.LATENT, latents.lowest()[1])
+            self._evict(Form.LATENT, latents.lowest(self._now)[1])
+
+    def _evict_what_saves_least(self) -> None:
+        pixels, latents = self._pixels, self._latents
+        pixels_rank, pixels_heap = pixels.lowest(self._now)
+        latent_rank, latents_heap = latents.lowest(self._now)
+        while pixels.size_bytes + latents.size_bytes > self._budget_bytes:
+            if pixels_rank <= latent_rank:
+                self._evict(Form.PIXELS, pixels_heap)
+                pixels_rank, pixels_heap = pixels.lowest(self._now)
+            else:
+                self._evict(Form.LATENT, latents_heap)
+                latent_rank, latents_heap = latents.lowest(self._now)
 
     def _pixel_budget_bytes(self) -> int:
         share = 1.0 if self._pixel_share is None else self._pixel_share

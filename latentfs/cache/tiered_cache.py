@@ -8,7 +8,7 @@ from math import inf
 from typing import Generic, TypeVar
 
 from latentfs.cache.costs import MeasuredCosts
-from latentfs.cache.half_life import HalfLifeTuner
+from latentfs.cache.decay_tuner import DecayTuner
 from latentfs.cache.ranking import Form, Ranking
 
 __all__ = ["ENTRY_BYTES", "CacheStatistics", "CachedPicture", "TieredCache"]
@@ -58,6 +58,7 @@ class CacheStatistics:
         fetch_s: that a fetch takes.
         render_s: that a render of weight 1 takes, by its kind.
         half_life_requests: after which a request counts half.
+        latent_slowness: how much slower the demand for latents is taken to fall.
     """
 
     kernel_hits: int
@@ -77,6 +78,7 @@ class CacheStatistics:
     fetch_s: float
     render_s: dict[str, float]
     half_life_requests: float
+    latent_slowness: float
 
 
 class TieredCache(Generic[Pixels, Latent]):
@@ -94,14 +96,14 @@ class TieredCache(Generic[Pixels, Latent]):
         self.costs = MeasuredCosts()
         self._budget_bytes = budget_bytes
         self._pixel_share = pixel_share
-        self._tuner = HalfLifeTuner(
+        self._tuner = DecayTuner(
             budget_bytes=budget_bytes, pixel_share=pixel_share, costs=self.costs
         )
         self._ranking: Ranking[Pixels, Latent] = Ranking(
             budget_bytes=budget_bytes,
             pixel_share=pixel_share,
             costs=self.costs,
-            half_life=self._tuner.half_life,
+            decay=self._tuner.decay,
             on_evicted=self._evicted,
         )
         self._latent_part = _LATENT_PART
@@ -111,14 +113,27 @@ class TieredCache(Generic[Pixels, Latent]):
 
     def request(self, picture: CachedPicture) -> Form:
         """Count a request; return what is held of the picture."""
-        form = self._count(picture)
+        form = self._ranking.request(picture.key)
         self._requests[form] += 1
+        self._tuner.request(
+            picture.key,
+            pixel_bytes=picture.size_bytes + ENTRY_BYTES,
+            latent_bytes=int(picture.size_bytes * self._latent_part) + ENTRY_BYTES,
+            kind=picture.kind,
+            weight=picture.weight,
+        )
+        if self._ranking.decay != self._tuner.decay:
+            self._ranking.decay = self._tuner.decay
         return form
 
     def kernel_hit(self, picture: CachedPicture) -> None:
-        """Count a request that the kernel has answered, so that the picture keeps its rank."""
+        """Count a read that the kernel has answered from its page cache.
+
+        Only of pictures that were asked for here before, as the kernel has its pages from here.
+        The rank stays: what the kernel holds need not be held twice, and readers wait less so,
+        even if the kernel loses its pages now and then (docs/caching.md has the figures).
+        """
         if self._ranking.knows(picture.key):
-            self._count(picture)
             self._kernel_hits += 1
 
     def pixels(self, key: Hashable) -> Pixels | None:
@@ -187,20 +202,8 @@ class TieredCache(Generic[Pixels, Latent]):
             fetch_s=self.costs.fetch_s,
             render_s={str(kind): cost_s for kind, cost_s in self.costs.render_s().items()},
             half_life_requests=self._ranking.half_life_requests(),
+            latent_slowness=self._ranking.decay.latent_slowness,
         )
-
-    def _count(self, picture: CachedPicture) -> Form:
-        form = self._ranking.request(picture.key)
-        self._tuner.request(
-            picture.key,
-            pixel_bytes=picture.size_bytes + ENTRY_BYTES,
-            latent_bytes=int(picture.size_bytes * self._latent_part) + ENTRY_BYTES,
-            kind=picture.kind,
-            weight=picture.weight,
-        )
-        if self._ranking.half_life != self._tuner.half_life:
-            self._ranking.half_life = self._tuner.half_life
-        return form
 
     def _evicted(self, key: Hashable, form: Form) -> None:
         self._evictions[form] += 1

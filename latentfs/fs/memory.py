@@ -18,7 +18,7 @@ __all__ = ["Memory", "MemoryGauge", "fit_cache_to_memory"]
 
 log = logging.getLogger(__name__)
 
-_INTERVAL_S = 0.5
+_INTERVAL_S = 0.1
 # What is left to others: renderers, the page cache, other programs.
 _LEFT_PART = 1 / 16
 _LEFT_MAX_BYTES = 1 << 30
@@ -47,13 +47,14 @@ class MemoryGauge:
     def __init__(
         self, *, proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")
     ) -> None:
-        self._meminfo = proc / "meminfo"
-        self._groups = list(_memory_groups(proc / "self" / "cgroup", cgroups))
+        self._proc = proc
+        self._cgroups = cgroups
 
     def read(self) -> Memory:
         """Return what the tightest of all limits leaves."""
-        memories = [_of_machine(self._meminfo)]
-        for group in self._groups:
+        memories = [_of_machine(self._proc / "meminfo")]
+        # Looked up anew, as a process may be moved to another group.
+        for group in _memory_groups(self._proc / "self" / "cgroup", self._cgroups):
             with contextlib.suppress(OSError, ValueError, KeyError):
                 memories.append(_of_group(group))
         return min(memories, key=lambda memory: memory.free_bytes)

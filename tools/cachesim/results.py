@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import astuple, dataclass, fields, replace
 from math import inf
 from pathlib import Path
 
@@ -26,6 +25,7 @@ __all__ = [
     "Results",
     "Run",
     "judge_splits",
+    "policy_results",
     "result_of",
     "split",
 ]
@@ -34,8 +34,8 @@ AUTO = "auto"
 PLAIN = "plain"
 PLAIN_LRU = "plain lru"
 
-QUANTILES = (*range(0, 100, 2), 99.0, 99.5, 99.9)
-_SHARES_KEPT = 100
+QUANTILES = (*range(0, 100, 4), 98.0, 99.0, 99.9)
+_SHARES_KEPT = 80
 _SPLIT = "split "
 
 
@@ -100,7 +100,7 @@ class Result:
 
     Attributes:
         quantiles_ms: at :data:`QUANTILES` percent, where a plot needs them.
-        shares: part of the bytes that were pixels, evenly over the requests, likewise.
+        shares: part of the bytes that were pixels, evenly over the requests, where a plot needs it.
     """
 
     mean_ms: float
@@ -115,17 +115,17 @@ class Result:
     shares: list[float] | None = None
 
 
-def result_of(replayed: Replay, *, plots: bool) -> Result:
+def result_of(replayed: Replay, *, quantiles: bool = False, shares: bool = False) -> Result:
     """Return what is kept of a replay.
 
     Args:
-        plots: whether to keep what only plots need.
+        quantiles, shares: whether to keep those.
     """
     p50_ms, p95_ms, p99_ms, p999_ms = (
         round(replayed.percentile_s(percent) * 1e3, 2) for percent in (50, 95, 99, 99.9)
     )
     every = max(1, len(replayed.share_at) // _SHARES_KEPT)
-    quantiles_ms = np.percentile(replayed.waits_s, QUANTILES) * 1e3
+    quantiles_ms = (np.percentile(replayed.waits_s, QUANTILES) * 1e3).tolist()
     return Result(
         mean_ms=round(replayed.mean_s * 1e3, 4),
         p50_ms=p50_ms,
@@ -135,8 +135,8 @@ def result_of(replayed: Replay, *, plots: bool) -> Result:
         pixels=round(replayed.part(Form.PIXELS), 4),
         latents=round(replayed.part(Form.LATENT), 4),
         misses=round(replayed.part(Form.NOTHING), 4),
-        quantiles_ms=[round(value, 1) for value in quantiles_ms.tolist()] if plots else None,
-        shares=[round(part, 3) for _, part in replayed.share_at[::every]] if plots else None,
+        quantiles_ms=[round(value, 1) for value in quantiles_ms] if quantiles else None,
+        shares=[round(part, 2) for _, part in replayed.share_at[::every]] if shares else None,
     )
 
 
@@ -154,7 +154,8 @@ class Results:
         """Raises InvalidArgumentError for a file that isn't one of :meth:`save`."""
         try:
             read = json.loads(path.read_text())
-            by_run = {Run(**row["run"]): Result(**row["result"]) for row in read["rows"]}
+            columns = len(_RUN_COLUMNS)
+            by_run = {Run(*row[:columns]): Result(*row[columns:]) for row in read["rows"]}
             return cls(read["requests"], read["pictures"], read["seed"], by_run)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InvalidArgumentError(
@@ -164,12 +165,13 @@ class Results:
     def save(self, path: Path) -> None:
         """Write a line for each run."""
         rows = ",\n".join(
-            json.dumps({"run": asdict(run), "result": _without_none(asdict(result))})
+            json.dumps([*astuple(run), *_without_end(astuple(result))])
             for run, result in sorted(self.by_run.items(), key=lambda item: _order(item[0]))
         )
+        columns = json.dumps([*_RUN_COLUMNS, *(field.name for field in fields(Result))])
         head = f'"requests": {self.requests}, "pictures": {self.pictures}, "seed": {self.seed}'
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f'{{{head}, "rows": [\n{rows}\n]}}\n')
+        path.write_text(f'{{{head},\n"columns": {columns},\n"rows": [\n{rows}\n]}}\n')
 
     def splits(self, run: Run) -> dict[float, Result]:
         """Return the results of all fixed splits in the place of *run*, by pixel share."""
@@ -221,10 +223,33 @@ def judge_splits(results: Results) -> list[Judged]:
     return judged
 
 
-def _order(run: Run) -> Iterable[object]:
+def policy_results(results: Results, policy: str) -> dict[str, tuple[float, dict[str, float]]]:
+    """Return what readers waited on average with two tiers of a policy, by trace, in milliseconds.
+
+    First with the product's cache, then with the policy: ``moving``, ``best fixed`` and, for some,
+    ``shadowed``.
+    """
+    found: dict[str, tuple[float, dict[str, float]]] = {}
+    for run, result in results.by_run.items():
+        name, _, how = run.cache.partition(" ")
+        if name != policy:
+            continue
+        _, ways = found.setdefault(run.trace, (results.by_run[run.of(AUTO)].mean_ms, {}))
+        way = how if how in ("moving", "shadowed") else "best fixed"
+        ways[way] = min(result.mean_ms, ways.get(way, inf))
+    return found
+
+
+def _order(run: Run) -> tuple[str | float, ...]:
     mb_per_s = inf if run.mb_per_s is None else run.mb_per_s
     return run.trace, run.budget, run.fetch_ms, mb_per_s, run.render_ms, run.cache
 
 
-def _without_none(values: dict[str, object]) -> dict[str, object]:
-    return {name: value for name, value in values.items() if value is not None}
+def _without_end(values: tuple[object, ...]) -> tuple[object, ...]:
+    """Return *values* without what is None at their end."""
+    while values and values[-1] is None:
+        values = values[:-1]
+    return values
+
+
+_RUN_COLUMNS = tuple(field.name for field in fields(Run))

@@ -99,27 +99,30 @@ async def test_the_cache_shrinks_by_what_is_lacking_and_grows_again(
 ) -> None:
     cache = filled_cache(80 * MIB)
     left_bytes = min(GIB, total_bytes // 16)
-    memory = Memory(total_bytes, left_bytes)
+    full_bytes = cache.held_bytes()
+    others_free_bytes = left_bytes
+
+    def read_memory() -> Memory:
+        return Memory(total_bytes, others_free_bytes + full_bytes - cache.held_bytes())
 
     async def fit() -> None:
-        await fit_cache_to_memory(cache, budget_bytes=80 * MIB, read_memory=lambda: memory)
+        await fit_cache_to_memory(cache, budget_bytes=80 * MIB, read_memory=read_memory)
 
     nursery.start_soon(fit)
     await trio.sleep(5)
     assert cache.statistics().budget_bytes == 80 * MIB
-    held_bytes = cache.held_bytes()
-    memory = Memory(total_bytes, left_bytes - 20 * MIB)
-    await trio.sleep(0.6)
-    assert cache.held_bytes() <= cache.statistics().budget_bytes == held_bytes - 20 * MIB
-    memory = Memory(total_bytes, left_bytes + MIB)
-    budget_bytes = cache.statistics().budget_bytes
+    others_free_bytes = left_bytes - 20 * MIB
     await trio.sleep(5)
-    assert cache.statistics().budget_bytes == budget_bytes
-    memory = Memory(total_bytes, 2 * left_bytes + 10 * MIB)
-    await trio.sleep(0.6)
-    assert cache.statistics().budget_bytes == cache.held_bytes() + 10 * MIB
-    memory = Memory(total_bytes, 2 * left_bytes + 100 * MIB)
-    await trio.sleep(0.6)
+    shrunk_bytes = cache.statistics().budget_bytes
+    assert cache.held_bytes() <= shrunk_bytes == full_bytes - 20 * MIB
+    others_free_bytes = left_bytes + MIB
+    await trio.sleep(5)
+    assert cache.statistics().budget_bytes == shrunk_bytes
+    others_free_bytes = 2 * left_bytes
+    await trio.sleep(5)
+    assert cache.statistics().budget_bytes == full_bytes
+    others_free_bytes = 2 * left_bytes + 100 * MIB
+    await trio.sleep(5)
     assert cache.statistics().budget_bytes == 80 * MIB
 
 

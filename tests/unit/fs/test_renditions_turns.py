@@ -20,12 +20,13 @@ from scripted_renderer import RECIPE, Answer, Behaviour, Scripted
 
 from latentfs.cache.tiered_cache import TieredCache
 from latentfs.errors import RendererLostError, RenderError, RenderFailedError, RenderTimeoutError
+from latentfs.fs.fetching import Fetch
 from latentfs.fs.renditions import PictureCache, Renditions, open_renditions
 from latentfs.images.framing import Framing
 from latentfs.latents import payload as payload_codec
 from latentfs.latents.latent import Latent
 from latentfs.latents.recipe import Recipe
-from latentfs.render.job_queue import Reader
+from latentfs.render.job_queue import Reader, RenderJob
 from latentfs.render.protocol import Failed, RenderRequest
 from latentfs.render.scheduler import Scheduler
 from latentfs.store.records import Inode, LatentContent, Source, VaeRecord
@@ -106,7 +107,12 @@ def _always(answer: object) -> Behaviour:
 
 @asynccontextmanager
 async def opened(
-    store: Store, scripted: Scripted | None = None, *, cache_bytes: int = 1 << 20
+    store: Store,
+    scripted: Scripted | None = None,
+    *,
+    cache_bytes: int = 1 << 20,
+    cache: PictureCache | None = None,
+    fetch: Fetch | None = None,
 ) -> AsyncIterator[World]:
     scripted = scripted or rendering_data()
     scheduler = Scheduler(
@@ -115,11 +121,11 @@ async def opened(
         background_groups_max=1,
         open_renderer=scripted.open_renderer,
     )
-    cache: PictureCache = TieredCache(budget_bytes=cache_bytes)
+    cache = cache or TieredCache(budget_bytes=cache_bytes)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(scheduler.run)
         async with open_renditions(
-            fetch_at_once(store), scheduler, cache, render_timeout_s=TIMEOUT_S
+            fetch or fetch_at_once(store), scheduler, cache, render_timeout_s=TIMEOUT_S
         ) as renditions:
             yield World(renditions, scheduler, scripted)
         nursery.cancel_scope.cancel()
@@ -693,3 +699,68 @@ async def test_a_picture_that_had_to_be_widened_since_is_served_and_counted(
         assert await world.read(picture) == OTHER_DATA
         assert world.renditions.statistics().hash_mismatches_total == 1
         assert world.scheduler.statistics().renders_widened_total == 1
+
+
+# Fetches
+
+
+class CountedFetch:
+    """A store that takes its time."""
+
+    def __init__(self, store: Store, *, delay_s: float) -> None:
+        self.count = 0
+        self._fetch = fetch_at_once(store, delay_s=delay_s)
+
+    async def __call__(self, ino: int, inode: Inode) -> RenderJob:
+        self.count += 1
+        return await self._fetch(ino, inode)
+
+
+@pytest.mark.parametrize("delay_s", [0.001, 0.01, 0.1])
+async def test_a_latent_that_is_held_saves_the_fetch(
+    store: Store, picture: Picture, autojump_clock: trio.testing.MockClock, delay_s: float
+) -> None:
+    fetch = CountedFetch(store, delay_s=delay_s)
+    cache: PictureCache = TieredCache(budget_bytes=1 << 20, pixel_share=0.0)
+    async with opened(store, cache=cache, fetch=fetch) as world:
+        for renders in (1, 2, 3):
+            assert await world.read(picture) == DATA
+            assert world.scheduler.statistics().renders_total == renders
+    assert fetch.count == 1
+    statistics = cache.statistics()
+    assert (statistics.misses, statistics.latent_hits, statistics.pixel_hits) == (1, 2, 0)
+    assert statistics.fetch_s == pytest.approx(delay_s)
+
+
+async def test_many_readers_share_one_fetch(
+    store: Store, picture: Picture, autojump_clock: trio.testing.MockClock
+) -> None:
+    fetch = CountedFetch(store, delay_s=0.1)
+    async with opened(store, fetch=fetch) as world, trio.open_nursery() as nursery:
+        for number in range(20):
+            nursery.start_soon(world.read, picture, Reader(number, number))
+    assert fetch.count == 1
+
+
+async def test_what_is_held_is_read_while_another_picture_is_fetched(
+    store: Store, picture: Picture, autojump_clock: trio.testing.MockClock
+) -> None:
+    other = add_picture(store, "other")
+    async with opened(store, fetch=CountedFetch(store, delay_s=0.1)) as world:
+        assert await world.read(picture) == DATA
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(world.read, other)
+            await trio.testing.wait_all_tasks_blocked()
+            start_s = trio.current_time()
+            assert await world.read(picture) == DATA
+            assert trio.current_time() == start_s
+
+
+async def test_a_fetch_that_never_ends_is_given_up_at_the_deadline(
+    store: Store, picture: Picture, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with opened(store, fetch=CountedFetch(store, delay_s=math.inf)) as world:
+        start_s = trio.current_time()
+        with pytest.raises(RenderTimeoutError):
+            await world.read(picture)
+        assert trio.current_time() == start_s + TIMEOUT_S

@@ -1,54 +1,55 @@
 """How fast requests of the past should lose their weight, found while the requests come.
 
-Popularity that stays is judged best by a long past, new pictures by a short one, and no fixed
-half-life suits both.  So a few rankings that hold nothing, each with a half-life of its own, are
-shown a sample of the pictures with a budget that is as much smaller; the one whose readers would
-have waited least is right.  (Such miniature simulations are due to Waldspurger et al., 2017.)
+Popularity that stays is judged best by a long past, new pictures by a short one, and nothing suits
+both.  So a few rankings that hold no bytes, each with a decay of its own, are shown a sample of the
+pictures with a budget that is as much smaller; the one whose readers would have waited least is
+right.  (Such miniature simulations are due to Waldspurger et al., 2017.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable
 
-from latentfs.cache.ranking import Costs, Form, Ranking
+from latentfs.cache.ranking import Costs, Decay, Form, Ranking
 
-__all__ = ["HALF_LIVES", "HalfLifeTuner"]
+__all__ = ["DECAYS", "DecayTuner"]
 
-HALF_LIVES = (1.0, 4.0, 16.0, 64.0)
-"""In requests per picture that is held."""
+DECAYS = (Decay(0.5), Decay(1.0, latent_slowness=4.0), Decay(4.0), Decay(32.0))
+"""Those to choose from: for working sets that change, new pictures, something of all, and what
+stays popular."""
 
-_START = 1
+_START = 2
 # A sample of fewer pictures than that tells too little, of more too slowly.
 _SAMPLE_MIN = 256
 # Requests of the sample after which what was measured counts half, per picture of the sample.
 _MEMORY = 4.0
 _MEMORY_MIN = 500.0
-# Another half-life must be better by that part to be taken.
+# Another decay must be better by that part to be taken.
 _BETTER_BY = 0.01
 
 
 class _Trial:
-    """A ranking with one of the half-lives.
+    """A ranking with one of the decays.
 
     Attributes:
         waits_s: that readers would have had, all in all; old ones count less.
     """
 
     def __init__(
-        self, half_life: float, *, budget_bytes: int, pixel_share: float | None, costs: Costs
+        self, decay: Decay, *, budget_bytes: int, pixel_share: float | None, costs: Costs
     ) -> None:
         self.waits_s = 0.0
         self.ranking: Ranking[None, None] = Ranking(
             budget_bytes=budget_bytes,
             pixel_share=pixel_share,
             costs=costs,
-            half_life=half_life,
+            decay=decay,
             on_evicted=_ignore,
         )
 
 
-class HalfLifeTuner:
-    """Finds the half-life that suits what is read now.
+class DecayTuner:
+    """Finds the decay that suits what is read now.
 
     Args:
         budget_bytes: of the cache it is for.
@@ -61,15 +62,15 @@ class HalfLifeTuner:
         self._costs = costs
         self._sampled_of = 1
         self._trials = [
-            _Trial(half_life, budget_bytes=budget_bytes, pixel_share=pixel_share, costs=costs)
-            for half_life in HALF_LIVES
+            _Trial(decay, budget_bytes=budget_bytes, pixel_share=pixel_share, costs=costs)
+            for decay in DECAYS
         ]
         self._chosen = _START
         self._seen = 0
 
     @property
-    def half_life(self) -> float:
-        return HALF_LIVES[self._chosen]
+    def decay(self) -> Decay:
+        return DECAYS[self._chosen]
 
     @property
     def sampled_of(self) -> int:
@@ -108,18 +109,20 @@ class HalfLifeTuner:
         fading = 0.5 ** (64 / max(_MEMORY_MIN, _MEMORY * held))
         for trial in self._trials:
             trial.waits_s *= fading
-        best = min(range(len(HALF_LIVES)), key=lambda index: self._trials[index].waits_s)
+        best = min(range(len(DECAYS)), key=lambda index: self._trials[index].waits_s)
         chosen_s = self._trials[self._chosen].waits_s
         if self._trials[best].waits_s < (1 - _BETTER_BY) * chosen_s:
             self._chosen = best
         if held >= 2 * _SAMPLE_MIN:
-            self._halve_sample()
+            self._sample_one_of(2 * self._sampled_of)
+        elif held < _SAMPLE_MIN // 2 and self._sampled_of > 1:
+            self._sample_one_of(self._sampled_of // 2)
 
-    def _halve_sample(self) -> None:
-        self._sampled_of *= 2
+    def _sample_one_of(self, sampled_of: int) -> None:
+        self._sampled_of = sampled_of
         for trial in self._trials:
             for key in list(trial.ranking):
-                if hash((key, 0)) % self._sampled_of:
+                if hash((key, 0)) % sampled_of:
                     trial.ranking.discard(key)
         self.resize(self._budget_bytes)
 
