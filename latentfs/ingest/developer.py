@@ -12,7 +12,6 @@ what fails leaves the file as it is.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
 import stat
 from collections.abc import Awaitable, Callable
@@ -20,11 +19,9 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-import msgspec
 import trio
 
 from latentfs.errors import (
-    FramingError,
     LatentError,
     LatentfsError,
     RenderError,
@@ -33,18 +30,17 @@ from latentfs.errors import (
     VaeNotFoundError,
 )
 from latentfs.images.framing import Framing
-from latentfs.images.parts import Parts, take_picture_apart
 from latentfs.ingest.addition import Owner, RenderedPicture, add_picture, job_for_picture
 from latentfs.ingest.conflicts import resolve
+from latentfs.ingest.copies import CopyFinder
 from latentfs.ingest.discover import Candidate
 from latentfs.ingest.preparation import ImportOptions, Picture, Preparation
 from latentfs.latents.taken_apart import TakenApart, take_apart
 from latentfs.render.job_queue import Priority
-from latentfs.render.jobs import job_for_content
 from latentfs.render.scheduler import Scheduler
 from latentfs.store.file_transaction import FileTransaction
 from latentfs.store.live_store import LiveStore
-from latentfs.store.records import Inode, LatentContent, LatentFileContent, VaeRecord
+from latentfs.store.records import Inode, LatentFileContent, VaeRecord
 from latentfs.store.snapshot import Snapshot, blob_id
 from latentfs.store.tables import ROOT_INO
 from latentfs.store.transaction import pack_blob
@@ -127,7 +123,7 @@ class Developer:
         self._is_being_written = is_being_written
         self._release_replaced = release_replaced
         self._replaced: dict[int, list[int]] = {}
-        self._faithful: dict[tuple[bytes, Framing], bool] = {}
+        self._copies = CopyFinder(store, scheduler)
         self._waiting: dict[int, _Place | None] = {}
         self._wake = trio.Event()
         self._is_to_search = False
@@ -135,13 +131,13 @@ class Developer:
         self._current_has_changed = False
         self._developed = 0
         self._undeveloped = 0
-        self._copies = 0
+        self._copies_total = 0
 
     def statistics(self) -> DeveloperStatistics:
         return DeveloperStatistics(
             developed_total=self._developed,
             undeveloped_total=self._undeveloped,
-            copies_recognised_total=self._copies,
+            copies_recognised_total=self._copies_total,
             developing=len(self._waiting),
         )
 
@@ -275,73 +271,19 @@ class Developer:
 
     async def _recognise_copy(self, file: _Finished) -> None:
         data = await self._bytes_of(file)
-        try:
-            parts = await trio.to_thread.run_sync(take_picture_apart, data)
-        except FramingError:
+        copy = await self._copies.find(data)
+        if copy is None:
             return
-        digest = await trio.to_thread.run_sync(lambda: hashlib.sha256(data).digest())
-        with self._store.read() as snapshot:
-            known = snapshot.content_of_rendition(digest) or snapshot.content_of_pixel_data(
-                parts.pixel_data_sha256
-            )
-        if known is None:
-            return
-        is_exact = known.rendition_sha256 == digest
-        copy = known if is_exact else _with_parts(known, parts, digest)
-        if not await self._renders_to(copy, parts, len(data), digest, is_exact=is_exact):
-            return
-        packed = await _packed(*parts.before, *parts.after)
+        packed = await _packed(*copy.metadata)
         await self._store.may_change()
         with self._store.change(adds_bytes=len(data)) as transaction:
             transaction.packed_blobs = packed
-            if not transaction.has_all_of(known) or not self._is_unchanged(transaction, file):
+            if not transaction.has_all_of(copy.of) or not self._is_unchanged(transaction, file):
                 return
-            for blob in () if is_exact else (*parts.before, *parts.after):
+            for blob in copy.metadata:
                 transaction.add_blob(blob)
-            transaction.make_latent(file.ino, transaction.require(file.ino), copy)
-        self._copies += 1
-
-    async def _renders_to(
-        self,
-        content: LatentContent,
-        parts: Parts,
-        size_bytes: int,
-        digest: bytes,
-        *,
-        is_exact: bool,
-    ) -> bool:
-        """Whether *content* is rendered to bytes of that *digest* here and now.
-
-        On another device, or with other libraries, it may not be, and then the file would not give
-        the bytes any more that were written.  Where one exact copy was right, so are others by the
-        same recipe and framing.
-        """
-        way = (content.recipe, content.framing)
-        if is_exact and way in self._faithful:
-            return self._faithful[way]
-        with self._store.read() as snapshot:
-            # Of an exact copy the padding is among its parts; it is made anew.
-            kept = [snapshot.blob(blob) for blob in (*content.chunks, *content.trailing)]
-            job = job_for_content(
-                snapshot,
-                self._store.path,
-                content,
-                chunks=[blob or b"" for blob in kept]
-                if is_exact
-                else [*parts.before, *parts.after],
-                size_bytes=size_bytes,
-                key=digest,
-                want_data=False,
-            )
-        try:
-            rendition = await self._scheduler.render(job, priority=Priority.IMPORT)
-        except RenderError as error:
-            log.info("a copy of a picture stays as it was written: %s", error)
-            return False
-        is_same = rendition.report.sha256 == digest
-        if is_exact:
-            self._faithful[way] = is_same
-        return is_same
+            transaction.make_latent(file.ino, transaction.require(file.ino), copy.content)
+        self._copies_total += 1
 
     # Latent files
 
@@ -438,16 +380,6 @@ def _is_undeveloped(snapshot: Snapshot, ino: int) -> bool:
     if inode is None or not inode.is_chunked:
         return False
     return (snapshot.xattr(ino, UNDEVELOPED_XATTR) or _NOT_YET).startswith(_NOT_YET)
-
-
-def _with_parts(known: LatentContent, parts: Parts, digest: bytes) -> LatentContent:
-    """Return the content of a picture that has the pixels of *known* and other metadata."""
-    return msgspec.structs.replace(
-        known,
-        chunks=tuple(blob_id(chunk) for chunk in parts.before),
-        trailing=tuple(blob_id(chunk) for chunk in parts.after),
-        rendition_sha256=digest,
-    )
 
 
 def _vae_for(snapshot: Snapshot, ino: int, apart: TakenApart) -> tuple[str, VaeRecord]:
