@@ -14,7 +14,12 @@ from latentfs.cache.ranking import Costs, Decay, Form, Ranking
 
 __all__ = ["DECAYS", "DecayTuner"]
 
-DECAYS = (Decay(0.5), Decay(1.0, latent_slowness=4.0), Decay(4.0), Decay(32.0))
+DECAYS = (
+    Decay(0.5, latent_slowness=2.0),
+    Decay(1.0, latent_slowness=4.0),
+    Decay(4.0),
+    Decay(32.0),
+)
 """Those to choose from: for working sets that change, new pictures, something of all, and what
 stays popular."""
 

@@ -121,13 +121,17 @@ def _budgets(results: Results) -> Iterator[str]:
     yield from _header(
         "trace", "budget", "fetch / render, ms", "auto, ms", "pixels only, ms", "plain, ms"
     )
+    places: dict[tuple[str, float, float], list[Run]] = {}
     for run in sorted((r for r in results.by_run if r.cache == AUTO), key=_by_delays):
-        others = [results.by_run.get(run.of(cache)) for cache in (PIXELS, PLAIN)]
-        if None not in others:
-            means = [results.by_run[run], *(other for other in others if other is not None)]
+        if {run.of(PIXELS), run.of(PLAIN)} <= results.by_run.keys():
+            places.setdefault((run.trace, run.fetch_ms, run.render_ms), []).append(run)
+    most = max(map(len, places.values()), default=0)
+    for runs in places.values():
+        for run in runs if len(runs) == most else ():
+            means_ms = [results.by_run[run.of(cache)].mean_ms for cache in (AUTO, PIXELS, PLAIN)]
             yield (
                 f"| {run.trace} | {run.budget:.0%} | {run.fetch_ms:g} / {run.render_ms:g} | "
-                + " | ".join(f"{result.mean_ms:.2f}" for result in means)
+                + " | ".join(f"{mean_ms:.2f}" for mean_ms in means_ms)
                 + " |"
             )
 
