@@ -166,7 +166,7 @@ class ScriptedRenderer:
             sha256=hashlib.sha256(data).digest(),
             encode_retries=0,
             psnr_db=None,
-            stages_s={"decode": 1.0},
+            stages_s={"wait": 5.0, "load": 7.0, "decode": 1.0},
             recipe=told.recipe,
         )
         return report, data

@@ -38,8 +38,8 @@ _UNMOUNTING = "the file system is being unmounted"
 # in memory; its turns are the same.
 _QUEUED_PER_READER_MAX = 64
 _FLOWN_KEPT = 1024
-# What a render takes for other reasons than its picture.
-_WAITING_STAGES = ("queue", "load")
+# Stages in a renderer that are not due to the picture.
+_WAITING_STAGES = ("wait", "load")
 
 PictureCache = TieredCache[bytes, RenderJob]
 """Finished files, and what renderers are given to make them."""
@@ -316,8 +316,8 @@ def _cached(inode: Inode) -> CachedPicture:
 
 
 def _work_s(rendition: Rendition) -> float:
-    """Return the seconds that the render itself took."""
-    stages_s = rendition.stages_s.items()
+    """Return the seconds that a renderer worked for it."""
+    stages_s = rendition.report.stages_s.items()
     return sum(elapsed_s for stage, elapsed_s in stages_s if stage not in _WAITING_STAGES)
 
 

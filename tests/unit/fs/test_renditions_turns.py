@@ -184,7 +184,16 @@ async def test_flown_tells_the_stages_of_finished_renders(
             await world.read(bad)
         (flown,) = world.renditions.flown()
     assert flown.ino == good.ino
-    assert list(flown.stages_s) == ["parked", "fetch", "queue", "send", "decode", "transfer"]
+    assert list(flown.stages_s) == [
+        "parked",
+        "fetch",
+        "queue",
+        "send",
+        "wait",
+        "load",
+        "decode",
+        "transfer",
+    ]
     assert flown.total_s == pytest.approx(1)
 
 
@@ -730,6 +739,17 @@ async def test_a_latent_that_is_held_saves_the_fetch(
     statistics = cache.statistics()
     assert (statistics.misses, statistics.latent_hits, statistics.pixel_hits) == (1, 2, 0)
     assert statistics.fetch_s == pytest.approx(delay_s)
+
+
+async def test_a_render_costs_what_it_takes_without_waiting_for_others(
+    store: Store, picture: Picture, autojump_clock: trio.testing.MockClock
+) -> None:
+    cache: PictureCache = TieredCache(budget_bytes=1 << 20)
+    async with opened(store, cache=cache) as world:
+        await world.read(picture)
+    ((_, render_s),) = cache.statistics().render_s.items()
+    megapixels = 8 * 8 / 1e6
+    assert render_s * megapixels == pytest.approx(1.0, abs=0.1)
 
 
 async def test_many_readers_share_one_fetch(

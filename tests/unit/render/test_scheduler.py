@@ -708,7 +708,8 @@ async def test_a_rendition_tells_how_long_each_stage_took(
 ) -> None:
     async with running(Scripted()) as scheduler:
         rendition = await scheduler.render(job("a"))
-    assert list(rendition.stages_s) == ["queue", "send", "decode", "transfer"]
+    stages = ["queue", "send", "wait", "load", "decode", "transfer"]
+    assert list(rendition.stages_s) == stages
     assert rendition.stages_s["decode"] == 1
     assert all(seconds >= 0 for seconds in rendition.stages_s.values())
 
