@@ -68,4 +68,4 @@ async def test_a_damaged_store_is_still_looked_after(
             await trio.sleep(1)
             nursery.cancel_scope.cancel()
     assert released == [5]
-    assert "are not looked for: a record can't be read" in caplog.text
+    assert "could be found: a record can't be read" in caplog.text
