@@ -130,8 +130,8 @@ class TieredCache(Generic[Pixels, Latent]):
         """Count a read that the kernel has answered from its page cache.
 
         Only of pictures that were asked for here before, as the kernel has its pages from here.
-        The rank stays: what the kernel holds need not be held twice, and readers wait less so,
-        even if the kernel loses its pages now and then (docs/caching.md has the figures).
+        The rank stays: what the kernel holds need not be held twice, and readers wait less so
+        unless its page cache is small (docs/caching.md has the figures).
         """
         if self._ranking.knows(picture.key):
             self._kernel_hits += 1
