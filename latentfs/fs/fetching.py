@@ -15,7 +15,7 @@ from latentfs.store.live_store import LiveStore
 from latentfs.store.records import Inode
 from latentfs.store.snapshot import Snapshot
 
-__all__ = ["Fetch", "StoreFetch", "held_bytes"]
+__all__ = ["Fetch", "StoreFetch", "fetched_job", "held_bytes"]
 
 _AT_ONCE_MAX = 32
 # A job beside its bulk: request, recipe, names and hashes of the VAE's files.
@@ -47,7 +47,7 @@ class StoreFetch:
 
         def fetch() -> RenderJob:
             with read() as snapshot:
-                return _job(snapshot, self._store.path, ino, inode)
+                return fetched_job(snapshot, self._store.path, ino, inode)
 
         return await trio.to_thread.run_sync(fetch, limiter=self._places)
 
@@ -57,7 +57,8 @@ def held_bytes(job: RenderJob) -> int:
     return _JOB_BYTES + sum(sys.getsizeof(piece) for piece in job.bulk)
 
 
-def _job(snapshot: Snapshot, store_path: Path, ino: int, inode: Inode) -> RenderJob:
+def fetched_job(snapshot: Snapshot, store_path: Path, ino: int, inode: Inode) -> RenderJob:
+    """Return the job of a file; raises as :class:`Fetch` does."""
     try:
         return job_for_inode(snapshot, store_path, inode)
     except StoreCorruptError as error:

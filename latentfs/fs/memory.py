@@ -74,7 +74,11 @@ async def fit_cache_to_memory(
     now_bytes = budget_bytes
     while True:
         await trio.sleep(_INTERVAL_S)
-        memory = read_memory()
+        try:
+            memory = read_memory()
+        except (OSError, ValueError, KeyError) as error:  # the mount does not depend on it
+            log.debug("what memory is left can't be read: %s", error)
+            continue
         fitting_bytes = _fitting_bytes(cache, memory, now_bytes, budget_bytes)
         if fitting_bytes == now_bytes:
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from pathlib import Path
@@ -38,10 +39,10 @@ class DiskReserve:
         """Make the reserve whole, if the disk has twice as much to give."""
         if self.held_bytes == self._size_bytes:
             return
-        status = os.statvfs(self._path.parent)
-        if status.f_bavail * status.f_frsize < 2 * self._size_bytes:
-            return
         try:
+            status = os.statvfs(self._path.parent)
+            if status.f_bavail * status.f_frsize < 2 * self._size_bytes:
+                return
             fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 os.posix_fallocate(fd, 0, self._size_bytes)
@@ -58,10 +59,12 @@ class DiskReserve:
         if not self.held_bytes:
             return False
         self.held_bytes = max(0, self.held_bytes - self._size_bytes // _PIECES)
-        os.truncate(self._path, self.held_bytes)
+        with contextlib.suppress(OSError):  # somebody has removed it: then it takes no space either
+            os.truncate(self._path, self.held_bytes)
         return True
 
     def remove(self) -> None:
         """Give all of it back."""
         self.held_bytes = 0
-        self._path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._path.unlink()

@@ -139,3 +139,26 @@ async def test_without_any_memory_the_cache_is_all_but_empty(
     assert cache.statistics().budget_bytes == MIB
     assert cache.held_bytes() <= MIB
     assert "0 MiB of memory are left, so the cache shrinks" in caplog.text
+
+
+@pytest.mark.parametrize("error", [OSError("too many open files"), KeyError("MemAvailable")])
+async def test_memory_that_can_not_be_read_changes_nothing(
+    error: Exception, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    cache = filled_cache(80 * MIB)
+    answers: list[Exception | Memory] = [error]
+
+    def read_memory() -> Memory:
+        found = answers.pop() if answers else Memory(GIB, 0)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    async def fit() -> None:
+        await fit_cache_to_memory(cache, budget_bytes=80 * MIB, read_memory=read_memory)
+
+    nursery.start_soon(fit)
+    await trio.sleep(0.15)
+    assert cache.statistics().budget_bytes == 80 * MIB
+    await trio.sleep(0.1)
+    assert cache.statistics().budget_bytes < 80 * MIB
