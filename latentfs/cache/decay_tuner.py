@@ -109,6 +109,10 @@ class DecayTuner:
         for trial in self._trials:
             trial.ranking.resize(budget_bytes // self._sampled_of)
 
+    def divide(self, pixel_share: float | None) -> None:
+        for trial in self._trials:
+            trial.ranking.divide(pixel_share)
+
     def _judge(self) -> None:
         held = max(len(trial.ranking) for trial in self._trials)
         fading = 0.5 ** (64 / max(_MEMORY_MIN, _MEMORY * held))

@@ -373,6 +373,11 @@ class Ranking(Generic[Pixels, Latent]):
             self._pixels.drop(key)
             self._latents.drop(key)
 
+    def divide(self, pixel_share: float | None) -> None:
+        """Set the share of the budget for pixels; what no longer fits is evicted at once."""
+        self._pixel_share = pixel_share
+        self._fit()
+
     def resize(self, budget_bytes: int) -> None:
         """Set the budget; what no longer fits is evicted."""
         self._budget_bytes = budget_bytes

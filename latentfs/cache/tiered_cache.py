@@ -182,6 +182,12 @@ class TieredCache(Generic[Pixels, Latent]):
         self._ranking.resize(budget_bytes)
         self._tuner.resize(budget_bytes)
 
+    def divide(self, pixel_share: float | None) -> None:
+        """Set the share of the budget for pixels; what no longer fits is dropped at once."""
+        self._pixel_share = pixel_share
+        self._ranking.divide(pixel_share)
+        self._tuner.divide(pixel_share)
+
     def statistics(self) -> CacheStatistics:
         pixel_edge_s, latent_edge_s = self._ranking.edges()
         return CacheStatistics(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import click
+
+from latentfs.settings.values import read_bytes, read_device
 
 __all__ = ["BYTES", "device_option", "store_argument", "shown_bytes"]
 
@@ -13,13 +14,12 @@ store_argument = click.argument(
     "store", type=click.Path(path_type=Path, resolve_path=True), metavar="STORE"
 )
 
-_DEVICE_PATTERN = r"auto|cpu|cuda(:\d+)?"
-
 
 def _checked_device(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    if re.fullmatch(_DEVICE_PATTERN, value) is None:
-        raise click.BadParameter(f"{value!r} is not a device; use auto, cpu, cuda or cuda:N")
-    return value
+    try:
+        return read_device(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 device_option = click.option(
@@ -31,8 +31,6 @@ device_option = click.option(
     help="What decodes.  cuda is all GPUs; auto is all GPUs, or the CPU where there is none.",
 )
 
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-
 
 class _ByteCount(click.ParamType[int]):
     """A number of bytes such as 512M or 2G, in powers of 1024."""
@@ -42,12 +40,10 @@ class _ByteCount(click.ParamType[int]):
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> int:
-        if isinstance(value, int):
-            return value
-        match = re.fullmatch(r"(\d+)([KMGT]?)(i?B)?", str(value).strip(), re.IGNORECASE)
-        if match is None:
-            self.fail(f"{value!r} is not a size; use a number with K, M, G or T, such as 512M")
-        return int(match[1]) * _UNITS[match[2].upper()]
+        try:
+            return read_bytes(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 BYTES = _ByteCount()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
 import click
 
 from latentfs.errors import MountError
-from latentfs.fs.mountpoint import find_mount, unmount
+from latentfs.fs.mountpoint import find_mount, unmount, unmount_if_stale
+from latentfs.settings.sources import SettingSources
 from latentfs.store.daemon_lock import DaemonLock
 
 __all__ = ["command"]
@@ -17,12 +19,26 @@ _DAEMON_END_WAIT_S = 30.0
 
 
 @click.command("umount", epilog="Example: latentfs umount /mnt/art")
-@click.argument("mountpoint", type=click.Path(path_type=Path), metavar="MOUNTPOINT")
+@click.argument("mountpoint", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path, resolve_path=True, dir_okay=False),
+    metavar="FILE",
+    help="Settings file that names the mount point.",
+)
 @click.option("--lazy", is_flag=True, help="Even if in use; programs keep what they have open.")
-def command(mountpoint: Path, lazy: bool) -> None:
+@click.option(
+    "--stale", is_flag=True, help="Only if its daemon is dead; else, or if there is none, nothing."
+)
+def command(mountpoint: Path | None, config_file: Path | None, lazy: bool, stale: bool) -> None:
     """Unmount what latentfs mounted on MOUNTPOINT; returns when its daemon has ended."""
-    mount = find_mount(mountpoint)
-    unmount(mountpoint, lazy=lazy)
+    where = _mountpoint(mountpoint, config_file)
+    if stale:
+        unmount_if_stale(where)
+        return
+    mount = find_mount(where)
+    unmount(where, lazy=lazy)
     if mount is None or lazy:
         return
     lock = DaemonLock(Path(mount.source))
@@ -30,7 +46,19 @@ def command(mountpoint: Path, lazy: bool) -> None:
     while lock.held_elsewhere():
         if time.monotonic() > deadline_s:
             raise MountError(
-                f"{mountpoint} is unmounted, but its daemon still runs after "
+                f"{where} is unmounted, but its daemon still runs after "
                 f"{_DAEMON_END_WAIT_S:g} s; see its log"
             )
         time.sleep(0.02)
+
+
+def _mountpoint(given: Path | None, config_file: Path | None) -> Path:
+    if given is not None:
+        return given
+    sources = SettingSources(file=config_file, given={}, given_as={}, environment=os.environ)
+    mountpoint = sources.resolve().settings.mountpoint
+    if mountpoint is None:
+        raise click.UsageError(
+            "MOUNTPOINT is missing; give it as an argument, or mountpoint in a settings file"
+        )
+    return mountpoint

@@ -1,30 +1,40 @@
 """The daemon's control socket: one JSON request a connection, one JSON answer.
 
+A request is an object on one line: ``command``, and the arguments of that command by their names.
 The socket lies in the store, so the command line finds it from the store or from the mount's
-source.  It belongs to the daemon's user, with mode 0600.
+source.  It belongs to the daemon's user, with mode 0600, and only that user and root are answered.
 """
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import logging
 import os
 import socket
+import struct
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import trio
 
-__all__ = ["ask_daemon", "serve_control"]
+from latentfs.errors import InvalidArgumentError, LatentfsError, MountError
+
+__all__ = ["Command", "ask_daemon", "serve_control"]
 
 log = logging.getLogger(__name__)
 
+Command = Callable[..., dict[str, Any]]
+"""Answers at once, and is given the arguments of a request by their names."""
+
 _SOCKET_NAME = "control.sock"
 _REQUEST_BYTES_MAX = 4096
+_ERROR_CHARACTERS_MAX = 1000
 _TIMEOUT_S = 5.0
 _ANSWER_BYTES_MAX = 1 << 20
+_PEER_CREDENTIALS = struct.Struct("3i")
 
 
 @contextlib.contextmanager
@@ -47,10 +57,11 @@ def _umask(mask: int) -> Iterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def serve_control(
-    store_path: Path, commands: Mapping[str, Callable[[], dict[str, Any]]]
-) -> AsyncIterator[None]:
-    """Answer the *commands* while the block runs."""
+async def serve_control(store_path: Path, commands: Mapping[str, Command]) -> AsyncIterator[None]:
+    """Answer the *commands* while the block runs.
+
+    What can't be answered gets ``{"error": reason}``, and never ends the block.
+    """
     (store_path / _SOCKET_NAME).unlink(missing_ok=True)
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with _short_path(store_path) as path, _umask(0o177):
@@ -58,20 +69,13 @@ async def serve_control(
     listening.listen(16)
     listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
 
-    def reply_to(request: bytes | bytearray) -> dict[str, Any]:
-        command = commands.get(str(_command(request)))
-        if command is None:
-            return {"error": "unknown command"}
-        try:
-            return command()
-        except Exception as error:  # asking how it does must never end it
-            log.exception("a command on the control socket failed")
-            return {"error": f"{type(error).__name__}: {error}"}
-
     async def answer(stream: trio.SocketStream) -> None:
         with contextlib.suppress(trio.BrokenResourceError), trio.move_on_after(_TIMEOUT_S):
-            request = await stream.receive_some(_REQUEST_BYTES_MAX)
-            await stream.send_all(json.dumps(reply_to(request)).encode())
+            if _is_permitted(stream):
+                reply = _reply(await _request(stream), commands)
+            else:
+                reply = {"error": "only the daemon's user and root are answered"}
+            await stream.send_all(json.dumps(reply).encode())
         await stream.aclose()
 
     async with trio.open_nursery() as nursery:
@@ -83,25 +87,85 @@ async def serve_control(
             (store_path / _SOCKET_NAME).unlink(missing_ok=True)
 
 
-def _command(request: bytes | bytearray) -> object:
+def _is_permitted(stream: trio.SocketStream) -> bool:
+    """Whether the other end belongs to the daemon's user or root.
+
+    The mode of the socket says the same, but whoever owns the store's folder can change it.
+    """
+    option = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size)
+    assert isinstance(option, bytes)
+    _, uid, _ = _PEER_CREDENTIALS.unpack(option)
+    return uid in (0, os.geteuid())
+
+
+async def _request(stream: trio.SocketStream) -> bytes:
+    """Return the first line, or what there is of it when the other end stops sending."""
+    request = b""
+    while b"\n" not in request and len(request) < _REQUEST_BYTES_MAX:
+        piece = await stream.receive_some(_REQUEST_BYTES_MAX - len(request))
+        if not piece:
+            break
+        request += piece
+    return request.partition(b"\n")[0]
+
+
+def _reply(request: bytes, commands: Mapping[str, Command]) -> dict[str, Any]:
+    try:
+        name, arguments = _parsed(request)
+        command = commands.get(name)
+        if command is None:
+            raise InvalidArgumentError(f"unknown command; there are {', '.join(sorted(commands))}")
+        _check_arguments(command, name, arguments)
+        return command(**arguments)
+    except LatentfsError as error:
+        return {"error": str(error)[:_ERROR_CHARACTERS_MAX]}
+    except Exception as error:  # asking how it does must never end it
+        log.exception("a command on the control socket failed")
+        return {"error": f"{type(error).__name__}: {error}"[:_ERROR_CHARACTERS_MAX]}
+
+
+def _parsed(request: bytes) -> tuple[str, dict[str, Any]]:
     try:
         parsed = json.loads(request)
     except (ValueError, RecursionError):
-        return None
-    return parsed.get("command") if isinstance(parsed, dict) else None
+        parsed = None
+    if not isinstance(parsed, dict) or not isinstance(parsed.get("command"), str):
+        raise InvalidArgumentError('a request is one line of JSON, such as {"command": "status"}')
+    return parsed.pop("command"), parsed
 
 
-def ask_daemon(store_path: Path, command: str) -> dict[str, Any] | None:
-    """Return the answer of the daemon that has the store mounted, None where there is none."""
+def _check_arguments(command: Command, name: str, arguments: dict[str, Any]) -> None:
+    signature = inspect.signature(command)
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        names = ", ".join(signature.parameters) or "no arguments"
+        raise InvalidArgumentError(f"{name} takes {names}: {error}") from error
+
+
+def ask_daemon(store_path: Path, command: str, **arguments: object) -> dict[str, Any] | None:
+    """Return the answer of the daemon that has the store mounted, None where there is none.
+
+    None also where it does not answer within 5 s.
+
+    Raises:
+        MountError: the socket belongs to another user.
+    """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(_TIMEOUT_S)
         try:
             with _short_path(store_path) as path:
                 connection.connect(path)
-            connection.sendall(json.dumps({"command": command}).encode())
+            request = json.dumps({"command": command, **arguments}) + "\n"
+            connection.sendall(request.encode())
             parts = []
             while part := connection.recv(_ANSWER_BYTES_MAX):
                 parts.append(part)
+        except PermissionError as error:
+            raise MountError(
+                f"the daemon of {store_path} answers only its own user and root: run this as one "
+                "of them"
+            ) from error
         except OSError:
             return None
     try:

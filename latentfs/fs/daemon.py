@@ -7,37 +7,51 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
-import os
 import signal
-import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pyfuse3
 import trio
 
-from latentfs import __version__
 from latentfs.cache.tiered_cache import TieredCache
 from latentfs.errors import MountError
 from latentfs.fs.change_follower import follow_changes
 from latentfs.fs.control import serve_control
 from latentfs.fs.fetching import StoreFetch
+from latentfs.fs.live_settings import LiveSettings
 from latentfs.fs.memory import MemoryGauge, fit_cache_to_memory
-from latentfs.fs.mountpoint import FILESYSTEM_TYPE, prepare_mountpoint
+from latentfs.fs.mountpoint import (
+    FILESYSTEM_TYPE,
+    may_allow_other,
+    prepare_mountpoint,
+    resolve_mountpoint,
+)
 from latentfs.fs.operations import LatentOperations
 from latentfs.fs.prefetch import SequenceDetector
 from latentfs.fs.renditions import PictureCache, Renditions, open_renditions
+from latentfs.fs.status import StatusReport
 from latentfs.fs.tuning import MAX_BACKGROUND, tune
 from latentfs.fs.warm_up import warm_up_jobs
 from latentfs.ingest.developer import Developer
 from latentfs.render.scheduler import Scheduler, open_scheduler
+from latentfs.service.health import Health, SelfRead, feed_watchdog
+from latentfs.service.notify import Notifier
+from latentfs.settings.kernel_options import chosen_options
+from latentfs.settings.mount_settings import MountSettings
 from latentfs.store.daemon_lock import DaemonLock
 from latentfs.store.live_store import LiveStore, open_live_store
 from latentfs.store.store import Store
+from latentfs.telemetry.address import Address
+from latentfs.telemetry.endpoint import serve_metrics
+from latentfs.telemetry.logs import LogOutput
+from latentfs.telemetry.metrics import Metrics
 
-__all__ = ["MountOptions", "mount_and_serve"]
+__all__ = ["Callbacks", "mount_and_serve"]
 
 log = logging.getLogger(__name__)
 
@@ -47,60 +61,69 @@ _TASKS_MAX = 2 * MAX_BACKGROUND
 _BACKGROUND_GROUPS_MAX = 1
 # Of the cache, for what is rendered ahead of a reader.
 _AHEAD_CACHE_PARTS = 4
-_END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# What the service manager is told that opening a store, and ending, may take.
+_OPENING_S = 120.0
+_ENDING_S = 60.0
+# A self-read that waits behind readers may take as long as they do, and this much more.
+_LATE_AFTER_S = 20.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class MountOptions:
-    """How a store is mounted.
+class Callbacks:
+    """What whoever mounts wants to do with the daemon.
 
     Attributes:
-        cache_bytes: memory for finished files and latents.
-        pixel_share: of that for finished files, 0 to 1; None for wherever it saves most.
-        render_timeout_s: after which a read ends with EIO.
-        device: what renders: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``.
-        prefetch_files: rendered ahead of a reader that goes through a directory; 0 for none.
-        read_only: whether nothing may be changed through the mount.
-        develop: whether latent files that are written become pictures, and copies of pictures
-            share their payloads.
-        size_limit_bytes: that the database may take; None for all the space there is.
-        fuse_options: passed on to the kernel, such as ``allow_other``.
+        on_ready: called once the mount answers and is tuned.
+        reread: gives the settings anew, at SIGHUP; None to have that signal end the mount too.
+        log_output: where lines go; its file is opened anew at SIGHUP.
     """
 
-    cache_bytes: int
-    pixel_share: float | None
-    render_timeout_s: float
-    device: str
-    prefetch_files: int
-    read_only: bool
-    develop: bool
-    size_limit_bytes: int | None
-    fuse_options: frozenset[str]
+    on_ready: Callable[[], None]
+    reread: Callable[[], MountSettings] | None
+    log_output: LogOutput
 
 
-def mount_and_serve(
-    store_path: Path,
-    mountpoint: Path,
-    options: MountOptions,
-    *,
-    on_ready: Callable[[], None],
-) -> None:
+def mount_and_serve(settings: MountSettings, callbacks: Callbacks) -> None:
     """Mount the store and serve it until it is unmounted or a signal ends it.
 
-    *on_ready* is called once the mount answers and is tuned.
+    A service manager is told how it goes, if there is one.
+
+    Args:
+        settings: with a store and a mount point.
 
     Raises:
         StoreError: the store can't be opened, or another daemon has it.
-        MountError: it can't be mounted there.
+        MountError: it can't be mounted there, or metrics can't be served.
     """
-    with Store.open(store_path, writable=not options.read_only) as store:
+    assert settings.store is not None
+    assert settings.mountpoint is not None
+    store_path = settings.store.resolve()
+    mountpoint = resolve_mountpoint(settings.mountpoint)
+    notifier = Notifier.from_environment()
+    notifier.extend_timeout(_OPENING_S)
+    notifier.status(f"opening {store_path}")
+    with Store.open(store_path, writable=not settings.read_only) as store:
         lock = DaemonLock(store_path)
         lock.acquire(mountpoint=mountpoint)
         try:
             prepare_mountpoint(mountpoint, store_path=store_path)
-            trio.run(_Daemon(store, mountpoint, options, on_ready).run)
+            trio.run(_Daemon(store, mountpoint, settings, callbacks, notifier).run)
         finally:
             lock.release()
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Parts:
+    """The parts of a mount that are there as long as it is."""
+
+    store: LiveStore
+    cache: PictureCache
+    scheduler: Scheduler
+    renditions: Renditions
+    detector: SequenceDetector
+    operations: LatentOperations
+    developer: Developer
 
 
 class _Daemon:
@@ -108,42 +131,66 @@ class _Daemon:
         self,
         store: Store,
         mountpoint: Path,
-        options: MountOptions,
-        on_ready: Callable[[], None],
+        settings: MountSettings,
+        callbacks: Callbacks,
+        notifier: Notifier,
     ) -> None:
         self._store = store
         self._mountpoint = mountpoint
-        self._options = options
-        self._on_ready = on_ready
-        self._started_s = time.time()
+        self._settings = settings
+        self._callbacks = callbacks
+        self._notifier = notifier
+        self._is_tuned = False
 
     async def run(self) -> None:
-        options = self._options
+        async with self._open_parts() as parts:
+            health = self._health(parts)
+            self._mount(parts.operations)
+            try:
+                async with self._serve_metrics(parts, health) as address:
+                    report = self._report(parts, health, address)
+                    commands: dict[str, Callable[..., dict[str, Any]]] = {
+                        "status": report.status,
+                        "renders": report.renders,
+                        "explain": report.explain,
+                    }
+                    async with serve_control(self._store.path, commands):
+                        await self._serve(parts, health)
+            finally:
+                self._notifier.stopping()
+                self._notifier.extend_timeout(_ENDING_S)
+                pyfuse3.close(unmount=True)
+
+    @asynccontextmanager
+    async def _open_parts(self) -> AsyncIterator[_Parts]:
+        settings = self._settings
         cache: PictureCache = TieredCache(
-            budget_bytes=options.cache_bytes, pixel_share=options.pixel_share
+            budget_bytes=settings.cache_bytes, pixel_share=settings.pixel_share
         )
+        detector = SequenceDetector(files_max=settings.prefetch_files)
         async with (
             open_live_store(
                 self._store,
-                writable=not options.read_only,
-                size_limit_bytes=options.size_limit_bytes,
+                writable=not settings.read_only,
+                size_limit_bytes=settings.size_limit_bytes,
             ) as store,
             open_scheduler(
-                render_timeout_s=options.render_timeout_s,
-                device=options.device,
+                render_timeout_s=settings.render_timeout_s,
+                device=settings.device,
                 background_groups_max=_BACKGROUND_GROUPS_MAX,
                 warm_up_jobs=lambda: warm_up_jobs(self._store),
             ) as scheduler,
             open_renditions(
-                StoreFetch(store), scheduler, cache, render_timeout_s=options.render_timeout_s
+                StoreFetch(store), scheduler, cache, render_timeout_s=settings.render_timeout_s
             ) as renditions,
         ):
             operations = LatentOperations(
                 store,
                 renditions,
-                SequenceDetector(files_max=options.prefetch_files),
-                ahead_bytes=options.cache_bytes // _AHEAD_CACHE_PARTS,
+                detector,
+                ahead_bytes=settings.cache_bytes // _AHEAD_CACHE_PARTS,
             )
+            operations.activity.slow_reads.threshold_s = settings.slow_read_s
             developer = Developer(
                 store,
                 scheduler,
@@ -151,111 +198,175 @@ class _Daemon:
                 is_being_written=operations.is_being_written,
                 release_replaced=operations.release_replaced,
             )
-            if options.develop:
+            if settings.develop:
                 operations.on_finished = developer.finished
                 operations.on_vae_named = developer.look_again
-            self._mount(operations)
+            yield _Parts(
+                store=store,
+                cache=cache,
+                scheduler=scheduler,
+                renditions=renditions,
+                detector=detector,
+                operations=operations,
+                developer=developer,
+            )
 
-            def status() -> dict[str, Any]:
-                return self._status(store, operations, renditions, scheduler, cache, developer)
-
-            try:
-                commands = {"status": status, "renders": lambda: _renders(renditions)}
-                async with serve_control(self._store.path, commands):
-                    await self._serve(renditions, developer, cache)
-            finally:
-                pyfuse3.close(unmount=True)
-
-    async def _fit_to_memory(self, cache: PictureCache) -> None:
-        await fit_cache_to_memory(
-            cache, budget_bytes=self._options.cache_bytes, read_memory=MemoryGauge().read
-        )
+    # Mounting
 
     def _mount(self, operations: LatentOperations) -> None:
         source = str(self._store.path).replace("\\", "\\\\").replace(",", "\\,")
         subtype = FILESYSTEM_TYPE.removeprefix("fuse.")
-        fuse_options = {f"fsname={source}", f"subtype={subtype}", *self._options.fuse_options}
-        if self._options.read_only:
+        chosen = chosen_options(self._settings.mount_options, may_allow_other=may_allow_other())
+        fuse_options = {f"fsname={source}", f"subtype={subtype}", *chosen}
+        if self._settings.read_only:
             fuse_options.add("ro")
         try:
             pyfuse3.init(operations, str(self._mountpoint), fuse_options)
         except RuntimeError as error:
             raise MountError(
-                f"can't mount on {self._mountpoint} with options "
-                f"{','.join(sorted(self._options.fuse_options))}: {error}; is /dev/fuse there and "
-                "permitted, and user_allow_other set in /etc/fuse.conf where it is needed?"
+                f"can't mount on {self._mountpoint} with options {','.join(sorted(chosen))}: "
+                f"{error}; is /dev/fuse there and permitted, and user_allow_other set in "
+                "/etc/fuse.conf where it is needed?"
             ) from error
 
-    async def _serve(
-        self, renditions: Renditions, developer: Developer, cache: PictureCache
-    ) -> None:
+    async def _serve(self, parts: _Parts, health: Health) -> None:
+        live = self._live_settings(parts)
+        fit_cache = functools.partial(
+            fit_cache_to_memory,
+            parts.cache,
+            budget_bytes=lambda: live.now.cache_bytes,
+            read_memory=MemoryGauge().read,
+        )
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._fit_to_memory, cache)
-            if self._options.develop and not self._options.read_only:
-                nursery.start_soon(developer.run)
-            await nursery.start(self._await_signals, renditions)
+            nursery.start_soon(fit_cache)
+            if self._settings.develop and not self._settings.read_only:
+                nursery.start_soon(parts.developer.run)
+            await nursery.start(self._await_signals, live, parts.renditions)
             nursery.start_soon(follow_changes, self._store)
-            nursery.start_soon(self._become_ready)
+            nursery.start_soon(self._become_ready, parts, health)
             await pyfuse3.main(max_tasks=_TASKS_MAX)
             log.info("%s is unmounted", self._mountpoint)
             nursery.cancel_scope.cancel()
 
-    async def _become_ready(self) -> None:
+    async def _become_ready(self, parts: _Parts, health: Health) -> None:
         await trio.to_thread.run_sync(tune, self._mountpoint)
+        self._is_tuned = True
+        self._notifier.ready()
         with contextlib.suppress(OSError):  # whoever was to be told has gone away
-            self._on_ready()
+            self._callbacks.on_ready()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(health.run)
+            tell = functools.partial(self._status_line, parts)
+            nursery.start_soon(
+                functools.partial(feed_watchdog, self._notifier, health, status_text=tell)
+            )
+
+    # Signals
 
     async def _await_signals(
-        self, renditions: Renditions, *, task_status: trio.TaskStatus[None]
+        self,
+        live: LiveSettings,
+        renditions: Renditions,
+        *,
+        task_status: trio.TaskStatus[None],
     ) -> None:
-        with trio.open_signal_receiver(*_END_SIGNALS) as signals:
+        with trio.open_signal_receiver(*_SIGNALS) as signals:
             task_status.started()
             async for number in signals:
+                if number == signal.SIGHUP and self._callbacks.reread is not None:
+                    await self._reload(live)
+                    continue
                 log.info("%s: unmounting %s", signal.Signals(number).name, self._mountpoint)
+                self._notifier.stopping()
                 renditions.abort()
                 pyfuse3.terminate()
 
-    def _status(
-        self,
-        store: LiveStore,
-        operations: LatentOperations,
-        renditions: Renditions,
-        scheduler: Scheduler,
-        cache: PictureCache,
-        developer: Developer,
-    ) -> dict[str, Any]:
-        rendered, counted = scheduler.statistics(), operations.statistics()
-        flights = renditions.statistics()
-        return {
-            "version": __version__,
-            "pid": os.getpid(),
-            "mountpoint": str(self._mountpoint),
-            "uptime_s": round(time.time() - self._started_s, 3),
-            "renders_total": rendered.renders_total,
-            "renders_failed_total": rendered.renders_failed_total,
-            "renders_in_flight": flights.in_flight,
-            "renders_queued": rendered.queued,
-            "renders_queued_background": rendered.queued_background,
-            "renders_widened_total": rendered.renders_widened_total,
-            "renders_given_up_total": flights.given_up_total,
-            "renders_prefetched_total": flights.prefetched_total,
-            "renders_warm_up_total": rendered.warm_ups_total,
-            "renders_warming_up": rendered.warming_up,
-            "renders_out_of_memory_total": rendered.out_of_memory_total,
-            "contents_quarantined": rendered.quarantined,
-            "renderer_ready": bool(rendered.devices),
-            "renderer_devices": list(rendered.devices),
-            "renderer_restarts_total": rendered.renderer_restarts_total,
-            "render_timeouts_total": flights.timeouts_total,
-            "render_waits_shared_total": flights.shared_total,
-            "hash_mismatches_total": flights.hash_mismatches_total,
-            **dataclasses.asdict(counted.files),
-            "errors_total": counted.errors_total,
-            **dataclasses.asdict(store.live_statistics()),
-            **dataclasses.asdict(developer.statistics()),
-            "cache": dataclasses.asdict(cache.statistics()),
-        }
+    async def _reload(self, live: LiveSettings) -> None:
+        self._notifier.reloading()
+        self._callbacks.log_output.reopen()
+        await live.reload()
+        self._notifier.ready()
 
+    def _live_settings(self, parts: _Parts) -> LiveSettings:
+        def set_render_timeout(timeout_s: float) -> None:
+            parts.scheduler.render_timeout_s = timeout_s
+            parts.renditions.render_timeout_s = timeout_s
 
-def _renders(renditions: Renditions) -> dict[str, Any]:
-    return {"renders": [dataclasses.asdict(flown) for flown in renditions.flown()]}
+        def set_slow_read(threshold_s: float) -> None:
+            parts.operations.activity.slow_reads.threshold_s = threshold_s
+
+        return LiveSettings(
+            self._settings,
+            reread=self._callbacks.reread or (lambda: self._settings),
+            on_change={
+                "pixel_share": parts.cache.divide,
+                "render_timeout": set_render_timeout,
+                "prefetch": parts.detector.limit,
+                "slow_read": set_slow_read,
+                "log_level": self._callbacks.log_output.set_level,
+            },
+        )
+
+    # What is told
+
+    def _health(self, parts: _Parts) -> Health:
+        activity = parts.operations.activity
+        return Health(
+            SelfRead(self._mountpoint),
+            late_after_s=self._settings.render_timeout_s + _LATE_AFTER_S,
+            answered_total=activity.answered_total,
+        )
+
+    def _serve_metrics(
+        self, parts: _Parts, health: Health
+    ) -> AbstractAsyncContextManager[Address | None]:
+        def is_healthy() -> tuple[bool, str]:
+            problem = health.problem()
+            return problem is None, problem or "the mount answers"
+
+        def is_ready() -> tuple[bool, str]:
+            if not self._is_tuned:
+                return False, "the mount is not live yet"
+            if not parts.scheduler.statistics().devices:
+                return False, "no renderer is ready"
+            return is_healthy()
+
+        if self._settings.metrics is None:
+            return contextlib.nullcontext()
+        metrics = Metrics(
+            store=parts.store,
+            operations=parts.operations,
+            renditions=parts.renditions,
+            scheduler=parts.scheduler,
+            cache=parts.cache,
+            developer=parts.developer,
+        )
+        return serve_metrics(
+            self._settings.metrics, metrics, is_healthy=is_healthy, is_ready=is_ready
+        )
+
+    def _report(
+        self, parts: _Parts, health: Health, metrics_address: Address | None
+    ) -> StatusReport:
+        return StatusReport(
+            mountpoint=self._mountpoint,
+            store=parts.store,
+            operations=parts.operations,
+            renditions=parts.renditions,
+            scheduler=parts.scheduler,
+            cache=parts.cache,
+            developer=parts.developer,
+            is_rendering=parts.renditions.is_rendering,
+            refused_for_s=parts.scheduler.refused_for_s,
+            problem=health.problem,
+            metrics_address=None if metrics_address is None else str(metrics_address),
+        )
+
+    def _status_line(self, parts: _Parts) -> str:
+        """What ``systemctl status`` shows."""
+        scheduler, files = parts.scheduler.statistics(), parts.operations.statistics().files
+        renderer = f"ready on {', '.join(scheduler.devices)}" if scheduler.devices else "starting"
+        return (
+            f"{self._mountpoint}: renderer {renderer}, {scheduler.renders_total} renders, "
+            f"{scheduler.queued} queued, {files.open_files} files open"
+        )

@@ -63,15 +63,16 @@ class MemoryGauge:
 async def fit_cache_to_memory(
     cache: TieredCache[Any, Any],
     *,
-    budget_bytes: int,
+    budget_bytes: Callable[[], int],
     read_memory: Callable[[], Memory],
 ) -> None:
     """Shrink the cache when memory gets scarce, and let it grow again; runs until cancelled.
 
     Args:
-        budget_bytes: that the cache has when there is enough.
+        budget_bytes: asked each time for what the cache has when there is enough memory; with less
+            than before the cache shrinks, with more it grows.
     """
-    now_bytes = budget_bytes
+    now_bytes = budget_bytes()
     while True:
         await trio.sleep(_INTERVAL_S)
         try:
@@ -79,10 +80,10 @@ async def fit_cache_to_memory(
         except (OSError, ValueError, KeyError) as error:  # the mount does not depend on it
             log.debug("what memory is left can't be read: %s", error)
             continue
-        fitting_bytes = _fitting_bytes(cache, memory, now_bytes, budget_bytes)
+        fitting_bytes = _fitting_bytes(cache, memory, now_bytes, budget_bytes())
         if fitting_bytes == now_bytes:
             continue
-        if fitting_bytes < now_bytes:
+        if fitting_bytes < min(now_bytes, budget_bytes()):
             log.warning(
                 "%d MiB of memory are left, so the cache shrinks to %d MiB",
                 memory.free_bytes >> 20,
@@ -99,11 +100,12 @@ def _fitting_bytes(
     left_bytes = min(int(memory.total_bytes * _LEFT_PART), _LEFT_MAX_BYTES)
     lacking_bytes = left_bytes - memory.free_bytes
     if lacking_bytes > 0:
-        return max(_BUDGET_MIN_BYTES, min(now_bytes, cache.held_bytes() - lacking_bytes))
+        wanted_bytes = min(now_bytes, budget_bytes, cache.held_bytes() - lacking_bytes)
+        return max(min(_BUDGET_MIN_BYTES, budget_bytes), wanted_bytes)
     room_bytes = memory.free_bytes - _GROW_ROOM * left_bytes
     if room_bytes > 0:
         return min(budget_bytes, max(now_bytes, cache.held_bytes() + room_bytes))
-    return now_bytes
+    return min(now_bytes, budget_bytes)
 
 
 def _give_back_freed() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -17,12 +18,15 @@ __all__ = [
     "FILESYSTEM_TYPE",
     "MountEntry",
     "find_mount",
+    "may_allow_other",
     "prepare_mountpoint",
     "resolve_mountpoint",
     "unmount",
+    "unmount_if_stale",
 ]
 
 FILESYSTEM_TYPE = "fuse.latentfs"
+_FUSE_CONFIGURATION = Path("/etc/fuse.conf")
 _UNMOUNT_WAIT_S = 10.0
 _ESCAPED = (("040", " "), ("011", "\t"), ("012", "\n"), ("043", "#"), ("134", "\\"))
 
@@ -68,6 +72,17 @@ def resolve_mountpoint(path: Path) -> Path:
     return Path(os.path.realpath(absolute.parent)) / absolute.name
 
 
+def may_allow_other() -> bool:
+    """Whether this user may let others use a mount: root, and all where the machine permits it."""
+    if os.geteuid() == 0:
+        return True
+    try:
+        configuration = _FUSE_CONFIGURATION.read_text("utf-8", "replace")
+    except OSError:
+        return False
+    return re.search(r"^\s*user_allow_other\b", configuration, re.MULTILINE) is not None
+
+
 def find_mount(path: Path) -> MountEntry | None:
     """Return what is mounted on *path* itself, without touching a file system that may hang."""
     wanted = str(resolve_mountpoint(path))
@@ -97,6 +112,19 @@ def prepare_mountpoint(path: Path, *, store_path: Path) -> None:
     if not path.is_dir():
         what = "is not a directory" if path.exists() else "does not exist; make it with mkdir"
         raise MountError(f"the mount point {path} {what}")
+
+
+def unmount_if_stale(path: Path) -> bool:
+    """Unmount *path* if a dead daemon of ours is behind it; return whether one was.
+
+    Raises:
+        MountError: it can't be unmounted.
+    """
+    mount = find_mount(path)
+    if mount is None or mount.type != FILESYSTEM_TYPE or not _is_stale(path):
+        return False
+    unmount(path, lazy=True)
+    return True
 
 
 def _is_stale(path: Path) -> bool:

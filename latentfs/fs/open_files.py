@@ -10,8 +10,7 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass, field
-from math import inf
+from dataclasses import dataclass
 from typing import Any
 
 import trio
@@ -21,6 +20,7 @@ from latentfs.errors import LatentfsError, RenderError
 from latentfs.fs import attributes
 from latentfs.fs.heads import Heads
 from latentfs.fs.latent_files import latent_file_bytes
+from latentfs.fs.open_file import OpenFile
 from latentfs.fs.open_inodes import OpenInodes, require
 from latentfs.fs.prefetch import SequenceDetector
 from latentfs.fs.readers import is_gone, reader_of
@@ -29,6 +29,7 @@ from latentfs.render.job_queue import Reader
 from latentfs.render.jobs import content_key
 from latentfs.store.live_store import LiveStore
 from latentfs.store.records import Inode, LatentContent
+from latentfs.telemetry.activity import Activity, ReadTrail, Tier
 
 __all__ = ["OpenFileStatistics", "OpenFiles"]
 
@@ -72,41 +73,6 @@ class _OverwrittenError(Exception):
     """A file's bytes could not be had because it has others by now."""
 
 
-@dataclass(slots=True)
-class _OpenFile:
-    """A handle.  It keeps its rendition from the first read to the last byte, not longer.
-
-    So that one reader never sees two renders mixed.  Handles that are never read to the end keep
-    theirs only as long as all such together stay within a budget.  A failure is remembered for a
-    moment: the kernel asks again at once when its readahead fails, and the reader would wait for
-    two deadlines instead of one.
-
-    Attributes:
-        inode: as it was when last looked at.
-        reader: whose turn its renders take.
-        opener_pid: process that opened it.
-        writable: whether it was opened to be written.
-        written: whether something was.
-        asked: whether a read of it reached the daemon.
-        shows_pixels: whether pixel data of a picture were asked for.
-        rendition: of the content *rendition_of*.
-        waiting: a scope for each read that waits; cancelled when nobody can take the answer.
-    """
-
-    ino: int
-    inode: Inode
-    reader: Reader
-    opener_pid: int
-    writable: bool = False
-    written: bool = False
-    asked: bool = False
-    shows_pixels: bool = False
-    rendition: bytes | None = None
-    rendition_of: Hashable = None
-    failed_until_s: float = -inf
-    waiting: set[trio.CancelScope] = field(default_factory=set)
-
-
 class OpenFiles:
     """The open files of a mount.
 
@@ -121,6 +87,7 @@ class OpenFiles:
         open_inodes: OpenInodes,
         detector: SequenceDetector,
         handles: itertools.count[int],
+        activity: Activity,
         *,
         ahead_bytes: int,
         on_written: Callable[[int], None],
@@ -130,12 +97,13 @@ class OpenFiles:
         self._open_inodes = open_inodes
         self._detector = detector
         self._handles = handles
+        self._activity = activity
         self._ahead_bytes = ahead_bytes
         self._on_written = on_written
-        self._files: dict[int, _OpenFile] = {}
+        self._files: dict[int, OpenFile] = {}
         self._writers: Counter[int] = Counter()
         self._unfinished: set[int] = set()
-        self._pinned: dict[int, _OpenFile] = {}
+        self._pinned: dict[int, OpenFile] = {}
         self._pinned_bytes = 0
         self._heads = Heads()
         self._counts: Counter[str] = Counter()
@@ -180,7 +148,7 @@ class OpenFiles:
         """Return a new handle of a file that is there."""
         handle = next(self._handles)
         writable = flags & os.O_ACCMODE != os.O_RDONLY
-        self._files[handle] = _OpenFile(
+        self._files[handle] = OpenFile(
             ino,
             inode,
             reader_of(ctx.uid, ctx.pid),
@@ -234,28 +202,45 @@ class OpenFiles:
         self._counts["reads"] += 1
         file = self._files[fh]
         file.asked = True
+        trail = ReadTrail()
+        start_s = trio.current_time()
+        try:
+            piece = await self._piece(fh, file, off, size, trail)
+        except Exception as error:
+            number = error.errno if isinstance(error, FUSEError) else errno.EIO
+            self._read_done(file, trail, number, start_s)
+            raise
+        self._counts["read_bytes"] += len(piece)
+        self._read_done(file, trail, 0, start_s)
+        return piece
+
+    def _read_done(self, file: OpenFile, trail: ReadTrail, number: int, start_s: float) -> None:
+        elapsed_s = trio.current_time() - start_s
+        size_bytes = file.inode.size_bytes
+        self._activity.read_done(trail, number, elapsed_s, ino=file.ino, size_bytes=size_bytes)
+
+    async def _piece(self, fh: int, file: OpenFile, off: int, size: int, trail: ReadTrail) -> bytes:
         with self._store.read() as snapshot:
             # Another process may have removed the file; it can be read until it is closed.
             inode = file.inode = snapshot.inode(file.ino) or file.inode
             end = min(off + size, inode.size_bytes)
             if inode.is_chunked:
                 self._unpin(fh)
-                piece = snapshot.bytes_of(file.ino, offset=min(off, end), end=end)
-                self._counts["read_bytes"] += len(piece)
-                return piece
+                trail.tier = Tier.BYTES
+                return snapshot.bytes_of(file.ino, offset=min(off, end), end=end)
             if inode.content is not None and file.rendition is None:
                 head = self._heads.piece(snapshot, inode.content, offset=off, end=end)
                 if head is not None:
                     self._counts["head_reads"] += 1
-                    self._counts["read_bytes"] += len(head)
+                    trail.tier = Tier.HEAD
                     return head
         self._pixels_asked_for(file)
         try:
-            return await self._read_picture(fh, file, off, end)
+            return await self._read_picture(fh, file, off, end, trail)
         except _OverwrittenError:
-            return await self.read(fh, off, size)
+            return await self._piece(fh, file, off, size, trail)
 
-    def _pixels_asked_for(self, file: _OpenFile) -> None:
+    def _pixels_asked_for(self, file: OpenFile) -> None:
         """Follow the reader through the directory: only here, as many look at heads alone."""
         if file.shows_pixels or file.inode.content is None:
             return
@@ -286,19 +271,20 @@ class OpenFiles:
                 is_ahead = functools.partial(self._detector.is_wanted, reader, next_ino)
                 self._renditions.prefetch(next_ino, record, is_ahead)
 
-    async def _read_picture(self, fh: int, file: _OpenFile, off: int, end: int) -> bytes:
+    async def _read_picture(
+        self, fh: int, file: OpenFile, off: int, end: int, trail: ReadTrail
+    ) -> bytes:
         rendition, inode = file.rendition, file.inode
         if rendition is None or file.rendition_of != _key(inode):
-            rendition = await self._rendition(file, inode)
+            rendition = await self._rendition(file, inode, trail)
         if end >= inode.size_bytes:
             self._unpin(fh)
         elif fh in self._files:
             self._pin(fh, file, inode, rendition)
-        piece = memoryview(rendition)[off:end]
-        self._counts["read_bytes"] += len(piece)
-        return piece  # type: ignore[return-value]  # pyfuse3 takes any buffer
+        # pyfuse3 takes any buffer
+        return memoryview(rendition)[off:end]  # type: ignore[return-value]
 
-    def _pin(self, fh: int, file: _OpenFile, inode: Inode, rendition: bytes) -> None:
+    def _pin(self, fh: int, file: OpenFile, inode: Inode, rendition: bytes) -> None:
         """Keep the handle's rendition; drop those of the handles read longest ago if need be."""
         self._unpin(fh)
         self._pinned[fh] = file
@@ -314,24 +300,25 @@ class OpenFiles:
             self._pinned_bytes -= len(file.rendition)
             file.rendition = None
 
-    async def _rendition(self, file: _OpenFile, inode: Inode) -> bytes:
+    async def _rendition(self, file: OpenFile, inode: Inode, trail: ReadTrail) -> bytes:
         if trio.current_time() < file.failed_until_s:
+            trail.tier = Tier.REFUSED
             raise FUSEError(errno.EIO)
         scope = trio.CancelScope()
         file.waiting.add(scope)
         try:
             with scope:
-                return await self._whole(file.ino, inode, file.reader)
+                return await self._whole(file.ino, inode, file.reader, trail)
         except LatentfsError as error:
             file.failed_until_s = trio.current_time() + _FAILED_FOR_S
-            source = inode.content.source.name if inode.content else "nothing"
-            raise RenderError(f"inode {file.ino}, made of {source!r}: {error}") from error
+            # Not what it was made of: the names of latent files may hold prompts.
+            raise RenderError(f"inode {file.ino}: {error}") from error
         finally:
             file.waiting.discard(scope)
         raise FUSEError(errno.EINTR)
 
-    async def _whole(self, ino: int, inode: Inode, reader: Reader) -> bytes:
-        """Return all bytes of a file that isn't kept in chunks.
+    async def _whole(self, ino: int, inode: Inode, reader: Reader, trail: ReadTrail) -> bytes:
+        """Return all bytes of a file that isn't kept in chunks; *trail* learns how.
 
         Raises:
             _OverwrittenError: it was overwritten before they were fetched.
@@ -339,8 +326,9 @@ class OpenFiles:
         """
         try:
             if inode.latent_file is not None:
+                trail.tier = Tier.LATENT_FILE
                 return await latent_file_bytes(self._store, inode.latent_file)
-            return await self._renditions.get(ino, inode, reader)
+            return await self._renditions.get(ino, inode, reader, trail)
         except LatentfsError as error:
             with self._store.read() as snapshot:
                 now = snapshot.inode(ino)
@@ -396,7 +384,7 @@ class OpenFiles:
             if inode.is_chunked:
                 return
             try:
-                data = await self._whole(ino, inode, reader)
+                data = await self._whole(ino, inode, reader, ReadTrail())
             except _OverwrittenError:
                 await self._store.may_change()
                 continue

@@ -30,6 +30,7 @@ from latentfs.fs.open_inodes import OpenInodes, require
 from latentfs.fs.prefetch import SequenceDetector
 from latentfs.fs.renditions import Renditions
 from latentfs.store.live_store import LiveStore
+from latentfs.telemetry.activity import Activity
 
 __all__ = ["LatentOperations", "OperationStatistics"]
 
@@ -46,6 +47,7 @@ class LatentOperations(pyfuse3.Operations):
     """The handlers of one mount.
 
     Attributes:
+        activity: counts and times of what is asked for.
         on_finished: called with each file that was written and closed, or renamed; and with the
             inode that a renamed one took the place of, if any, which stays until it is given to
             :meth:`release_replaced`.
@@ -64,6 +66,8 @@ class LatentOperations(pyfuse3.Operations):
         ahead_bytes: int,
     ) -> None:
         super().__init__()
+        self.activity = Activity()
+        self.operation_done = self.activity.operation_done
         self.on_finished: Callable[[int, int | None], None] | None = None
         self.on_vae_named: Callable[[], None] | None = None
         handles = itertools.count(1)
@@ -79,6 +83,7 @@ class LatentOperations(pyfuse3.Operations):
             open_inodes,
             detector,
             handles,
+            self.activity,
             ahead_bytes=ahead_bytes,
             on_written=self._finished,
         )

@@ -93,6 +93,10 @@ class SequenceDetector:
         self._streams: OrderedDict[tuple[Hashable, int], _Stream] = OrderedDict()
         self._suggested_total = 0
 
+    def limit(self, files_max: int) -> None:
+        """Set how many files are rendered ahead of one reader at the most; 0 for none."""
+        self._files_max = files_max
+
     def statistics(self) -> PrefetchStatistics:
         return PrefetchStatistics(streams=len(self._streams), suggested_total=self._suggested_total)
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 import trio
 
+from latentfs.cache.ranking import Form
 from latentfs.cache.tiered_cache import CachedPicture, TieredCache
 from latentfs.errors import (
     LatentfsError,
@@ -28,6 +29,8 @@ from latentfs.render.job_queue import NOBODY, Order, Priority, Reader, RenderJob
 from latentfs.render.jobs import check_rendition, content_key
 from latentfs.render.scheduler import Scheduler
 from latentfs.store.records import Inode
+from latentfs.telemetry.activity import ReadTrail, Tier
+from latentfs.telemetry.render_times import RenderTimes
 
 __all__ = ["Flown", "PictureCache", "RenditionStatistics", "Renditions", "open_renditions"]
 
@@ -40,6 +43,7 @@ _QUEUED_PER_READER_MAX = 64
 _FLOWN_KEPT = 1024
 # Stages in a renderer that are not due to the picture.
 _WAITING_STAGES = ("wait", "load")
+_TIERS = {Form.PIXELS: Tier.PIXELS, Form.LATENT: Tier.LATENT, Form.NOTHING: Tier.MISS}
 
 PictureCache = TieredCache[bytes, RenderJob]
 """Finished files, and what renderers are given to make them."""
@@ -85,6 +89,8 @@ class _Flight:
         waiting: reads that wait for it.
         order: once it is queued with the scheduler.
         parked: entered while the first reader has too many renders queued.
+        begun_by: ``read`` or ``prefetch``.
+        stages_s: seconds by stage, as far as it has come.
     """
 
     reader: Reader | None
@@ -94,6 +100,17 @@ class _Flight:
     outcome: bytes | LatentfsError | None = None
     order: Order | None = None
     parked: trio.CancelScope = field(default_factory=trio.CancelScope)
+    begun_by: str = "read"
+    stages_s: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def stage(self) -> str:
+        """Where it is: ``parked``, ``fetch``, ``queue`` or ``renderer``; empty if it has ended."""
+        if self.done.is_set():
+            return ""
+        if self.order is not None:
+            return "queue" if self.order.sent_s is None else "renderer"
+        return "fetch" if "parked" in self.stages_s else "parked"
 
     def is_wanted(self) -> bool:
         return self.waiting > 0 or self.is_ahead()
@@ -126,7 +143,12 @@ class _ReaderLimits:
 
 
 class Renditions:
-    """Gives finished file bytes.  Made by :func:`open_renditions`."""
+    """Gives finished file bytes.  Made by :func:`open_renditions`.
+
+    Attributes:
+        render_timeout_s: after which a read ends with an error; may be set at any time.
+        times: of the renders for readers, and of those ahead of them.
+    """
 
     def __init__(
         self,
@@ -140,8 +162,9 @@ class Renditions:
         self._fetch = fetch
         self._scheduler = scheduler
         self._cache = cache
-        self._render_timeout_s = render_timeout_s
+        self.render_timeout_s = render_timeout_s
         self._nursery = nursery
+        self.times = RenderTimes()
         self._flights: dict[Hashable, _Flight] = {}
         self._limits = _ReaderLimits()
         self._flown: deque[Flown] = deque(maxlen=_FLOWN_KEPT)
@@ -171,8 +194,10 @@ class Renditions:
         self._aborted = True
         self._nursery.cancel_scope.cancel()
 
-    async def get(self, ino: int, inode: Inode, reader: Reader) -> bytes:
-        """Return the file's bytes, exactly ``inode.size_bytes`` of them.
+    async def get(
+        self, ino: int, inode: Inode, reader: Reader, trail: ReadTrail | None = None
+    ) -> bytes:
+        """Return the file's bytes, exactly ``inode.size_bytes`` of them; *trail* learns how.
 
         If cancelled, a render that is being decoded goes on for whoever asks next.
 
@@ -182,26 +207,31 @@ class Renditions:
         """
         if self._aborted:
             raise RenderError(_UNMOUNTING)
+        trail = ReadTrail() if trail is None else trail
         picture = _cached(inode)
-        self._cache.request(picture)
+        trail.tier = _TIERS[self._cache.request(picture)]
         data = self._cache.pixels(picture.key)
         if data is not None:
             return data
         outcome = None
-        with trio.move_on_after(self._render_timeout_s):
-            outcome = await self._outcome(picture, ino, inode, reader)
+        with trio.move_on_after(self.render_timeout_s):
+            outcome = await self._outcome(picture, ino, inode, reader, trail)
             while isinstance(outcome, RenderDroppedError):  # joined just as it was dropped
-                outcome = await self._outcome(picture, ino, inode, reader)
+                outcome = await self._outcome(picture, ino, inode, reader, trail)
         if outcome is None:
             self._timeouts_total += 1
             raise RenderTimeoutError(
-                f"inode {ino} was not rendered within {self._render_timeout_s:g} s; "
+                f"inode {ino} was not rendered within {self.render_timeout_s:g} s; "
                 "the renderer is overloaded or hangs: see latentfs status, or raise "
                 "--render-timeout"
             )
         if isinstance(outcome, LatentfsError):
             raise outcome
         return outcome
+
+    def is_rendering(self, key: Hashable) -> bool:
+        """Whether a render of a content is going on, or queued."""
+        return key in self._flights
 
     def kernel_hit(self, inode: Inode) -> None:
         """Count a read that the kernel has answered alone."""
@@ -214,10 +244,10 @@ class Renditions:
         if self._aborted or picture.key in self._flights or is_held:
             return
         self._prefetched_total += 1
-        self._start(picture, ino, inode, _Flight(None, is_ahead))
+        self._start(picture, ino, inode, _Flight(None, is_ahead, begun_by="prefetch"))
 
     async def _outcome(
-        self, picture: CachedPicture, ino: int, inode: Inode, reader: Reader
+        self, picture: CachedPicture, ino: int, inode: Inode, reader: Reader, trail: ReadTrail
     ) -> bytes | LatentfsError | None:
         """Join the flight of *picture*, or start it, and wait for how it ends."""
         flight = self._flights.get(picture.key)
@@ -225,11 +255,13 @@ class Renditions:
             flight = self._start(picture, ino, inode, _Flight(reader))
         else:
             self._join(flight, reader)
+            trail.tier, trail.joined = Tier.SHARED, flight.begun_by
         flight.waiting += 1
         try:
             await flight.done.wait()
         finally:
             flight.waiting -= 1
+            trail.stages_s, trail.unfinished = flight.stages_s, flight.stage
             self._give_up_if_unwanted(flight)
         return flight.outcome
 
@@ -275,8 +307,9 @@ class Renditions:
             if not flight.is_wanted():
                 raise RenderDroppedError("nobody waits for it any more")
             fetch_s = trio.current_time()
+            flight.stages_s["parked"] = fetch_s - start_s
             job = await self._job(picture, ino, inode)
-            fetched_s = trio.current_time()
+            flight.stages_s["fetch"] = trio.current_time() - fetch_s
             flight.order = self._scheduler.submit(
                 job,
                 priority=Priority.PREFETCH if flight.reader is None else Priority.FOREGROUND,
@@ -284,7 +317,8 @@ class Renditions:
                 is_wanted=flight.is_wanted,
             )
             rendition = await self._scheduler.finished(flight.order)
-        self._cache.costs.rendered(picture.kind, _work_s(rendition), weight=picture.weight)
+        work_s = _work_s(rendition)
+        self._cache.costs.rendered(picture.kind, work_s, weight=picture.weight)
         if not check_rendition(inode, job.recipe, rendition):
             self._hash_mismatches_total += 1
             log.warning(
@@ -292,8 +326,9 @@ class Renditions:
                 "version decodes or encodes differently; its size is the same",
                 ino,
             )
-        stages_s = {"parked": fetch_s - start_s, "fetch": fetched_s - fetch_s, **rendition.stages_s}
-        self._flown.append(Flown(ino, stages_s, trio.current_time() - start_s))
+        flight.stages_s |= rendition.stages_s
+        self.times.rendered(str(picture.kind), job.recipe, work_s=work_s, stages_s=flight.stages_s)
+        self._flown.append(Flown(ino, flight.stages_s, trio.current_time() - start_s))
         return rendition.data
 
     async def _job(self, picture: CachedPicture, ino: int, inode: Inode) -> RenderJob:

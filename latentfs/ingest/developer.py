@@ -26,6 +26,7 @@ from latentfs.errors import (
     LatentfsError,
     RenderError,
     RenderFailedError,
+    StoreError,
     VaeError,
     VaeNotFoundError,
 )
@@ -292,7 +293,9 @@ class Developer:
             self._developed += await self._make_pictures(file)
         except LatentfsError as error:
             self._undeveloped += 1
-            log.info("no picture is made of %r: %s", file.name, error)
+            is_ours = isinstance(error, RenderError | StoreError | VaeError)  # else it may quote it
+            shown = error if is_ours else "its attribute user.latentfs.undeveloped says why"
+            log.info("no picture is made of inode %d: %s", file.ino, shown)
             await self._note(file, _reason(error))
 
     async def _make_pictures(self, file: _Finished) -> bool:

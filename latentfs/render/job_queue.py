@@ -112,6 +112,7 @@ class Order:
         is_wanted: asked when its turn has come; it is dropped if not.
         readers: who waits for it; it comes when the first of them has a turn.
         queued_s: when it was submitted, on the monotonic clock.
+        sent_s: when a renderer was given it; None while none has it.
         tries: renderers that were lost while they had it.
         blamed: how many of those losses are held against its content.
         alone: to be tried with nothing else in the renderer, so that it is known what broke it.
@@ -126,6 +127,7 @@ class Order:
     done: trio.Event = field(default_factory=trio.Event)
     tries: int = 0
     blamed: int = 0
+    sent_s: float | None = None
     alone: bool = False
     is_warm_up: bool = False
     outcome: Rendition | RenderError | None = None

@@ -32,6 +32,7 @@ from latentfs.render.protocol import (
 )
 from latentfs.render.quarantine import Quarantine
 from latentfs.render.renderer_process import RendererProcess
+from latentfs.telemetry.histogram import BATCH_SIZES, Histogram
 
 __all__ = ["Lane", "LaneCounts", "OpenRenderer", "WarmUpJobs"]
 
@@ -65,6 +66,10 @@ class LaneCounts:
     out_of_memory: int = 0
     restarts: int = 0
     warm_ups: int = 0
+    batch_sizes: Histogram = field(default_factory=lambda: Histogram(BATCH_SIZES))
+    queue_waits: dict[Priority, Histogram] = field(
+        default_factory=lambda: {priority: Histogram() for priority in Priority}
+    )
 
 
 @dataclass(eq=False, slots=True)
@@ -133,8 +138,7 @@ class Lane:
         self._queue = queue
         self._quarantine = quarantine
         self._counts = counts
-        self._render_timeout_s = render_timeout_s
-        self._silent_max_s = min(_SILENT_MAX_S, render_timeout_s / 2)
+        self.render_timeout_s = render_timeout_s
         self._background_groups_max = background_groups_max
         self._open_renderer = open_renderer
         self._warm_up_jobs = warm_up_jobs
@@ -155,6 +159,10 @@ class Lane:
     def ready_device(self) -> str | None:
         """The device of the renderer that takes requests now, None while there is none."""
         return None if self._ready is None else self._ready.device
+
+    @property
+    def _silent_max_s(self) -> float:
+        return min(_SILENT_MAX_S, self.render_timeout_s / 2)
 
     @property
     def in_flight(self) -> int:
@@ -321,11 +329,21 @@ class Lane:
         for number, order in zip(numbers, group, strict=True):
             self._in_flight[number] = _Sent(order, numbers[0], sent_s)
             self._recipes_sent.add(order.job.recipe)
+            order.sent_s = sent_s
+        self._count_sent(group, sent_s)
         self._push_deadline()
         for index, (number, order) in enumerate(zip(numbers, group, strict=True)):
             follows = len(group) - index - 1
             request = msgspec.structs.replace(order.job.request, number=number, follows=follows)
             await renderer.send(request, order.job.bulk)
+
+    def _count_sent(self, group: list[Order], sent_s: float) -> None:
+        if group[0].is_warm_up:
+            return
+        self._counts.batch_sizes.observe(len(group))
+        for order in group:
+            if not order.tries:  # its first wait is over long ago otherwise
+                self._counts.queue_waits[order.priority].observe(sent_s - order.queued_s)
 
     # Receiving
 
@@ -346,7 +364,7 @@ class Lane:
         self._watch.scope.deadline = (
             min(
                 self._watch.heard_s + self._silent_max_s,
-                self._watch.progress_s + self._render_timeout_s,
+                self._watch.progress_s + self.render_timeout_s,
             )
             if self._in_flight
             else inf
@@ -356,7 +374,7 @@ class Lane:
         silent_s = trio.current_time() - self._watch.heard_s
         if silent_s >= self._silent_max_s:
             return f"renderer process {renderer.pid} hangs: no sign of life in {silent_s:.1f} s"
-        return f"renderer process {renderer.pid} hangs: no picture in {self._render_timeout_s:g} s"
+        return f"renderer process {renderer.pid} hangs: no picture in {self.render_timeout_s:g} s"
 
     def _settle(self, message: object, data: bytes | None) -> None:
         if not isinstance(message, (Rendered, Failed, Dropped)):
@@ -395,6 +413,7 @@ class Lane:
                 self._never_to_warm_up.add(order.job.content)
                 continue
             order.tries += 1
+            order.sent_s = None
             if len(lost) == 1:
                 # That it was in an earlier loss too, among others, now counts against it.
                 self._quarantine.blame(order.job.content, losses=order.tries - order.blamed)

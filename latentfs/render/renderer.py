@@ -51,6 +51,7 @@ from latentfs.render.protocol import (
     Rendered,
     RenderRequest,
 )
+from latentfs.telemetry.logs import configure_logging
 
 log = logging.getLogger(__name__)
 
@@ -306,7 +307,7 @@ def _psnr_db(a: np.ndarray, b: np.ndarray) -> float:
 def main() -> None:
     # Ctrl-C on a terminal reaches the whole process group; the daemon decides when to end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    logging.basicConfig(level=logging.WARNING, format="renderer: %(message)s")
+    configure_logging(level="warning", log_format="json", destination="stderr")
     connection = socket.socket(fileno=int(sys.argv[1]))
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the daemon is gone
         _serve(connection, sys.argv[2])

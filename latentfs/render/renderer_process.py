@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator
+from typing import BinaryIO
 
 import msgspec
 import trio
@@ -22,6 +25,7 @@ __all__ = ["RendererProcess", "open_renderer"]
 log = logging.getLogger(__name__)
 
 _KILL_WAIT_S = 10.0
+_LINE_BYTES_MAX = 64 * 1024
 
 
 class RendererProcess:
@@ -106,12 +110,56 @@ async def open_renderer(device: str) -> AsyncIterator[RendererProcess]:
 
 
 async def _start(fd: int, device: str) -> trio.Process:
+    read_fd, write_fd = os.pipe()
+    printed = os.fdopen(read_fd, "rb")
+    try:
+        process = await _started(fd, device, stderr_fd=write_fd)
+    except BaseException:
+        printed.close()
+        raise
+    finally:
+        os.close(write_fd)
+    # A thread: whatever the loop does, a renderer never waits for its line to be taken.  It ends
+    # with the renderer, and what that has started.
+    threading.Thread(target=_log_lines, args=(printed, process.pid), daemon=True).start()
+    return process
+
+
+async def _started(fd: int, device: str, *, stderr_fd: int) -> trio.Process:
     try:
         return await trio.lowlevel.open_process(
             [sys.executable, "-m", "latentfs.render.renderer", str(fd), device],
             stdin=subprocess.DEVNULL,
+            stderr=stderr_fd,
             pass_fds=[fd],
             env={**TORCH_ENVIRONMENT, **os.environ, **QUIET_ENVIRONMENT},
         )
     except OSError as error:
         raise RendererLostError(f"no renderer can be started: {error.strerror}") from error
+
+
+def _log_lines(printed: BinaryIO, pid: int) -> None:
+    """Log what a renderer prints on standard error, as lines of this process."""
+    with printed:
+        while line := printed.readline(_LINE_BYTES_MAX):
+            level, message, traceback = _parsed(line)
+            if log.isEnabledFor(level):
+                place = (__file__, 0)
+                record = log.makeRecord(
+                    log.name, level, *place, "renderer %d: %s", (pid, message), None
+                )
+                record.exc_text = traceback
+                log.handle(record)
+
+
+def _parsed(line: bytes) -> tuple[int, str, str | None]:
+    """Return level, message and traceback of what may be a log line of a renderer.
+
+    What is none, such as a library's chatter, counts as a warning.
+    """
+    try:
+        fields = json.loads(line)
+        level = logging.getLevelNamesMapping()[fields["level"]]
+        return level, fields["message"], fields.get("exception")
+    except (ValueError, RecursionError, TypeError, LookupError):
+        return logging.WARNING, line.decode("utf-8", "backslashreplace").rstrip(), None

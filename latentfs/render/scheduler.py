@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -27,6 +27,7 @@ from latentfs.render.lane import Lane, LaneCounts, OpenRenderer, WarmUpJobs
 from latentfs.render.protocol import Ready
 from latentfs.render.quarantine import Quarantine
 from latentfs.render.renderer_process import open_renderer
+from latentfs.telemetry.histogram import HistogramStatistics
 
 __all__ = ["Scheduler", "SchedulerStatistics", "open_scheduler"]
 
@@ -50,6 +51,8 @@ class SchedulerStatistics:
         warm_ups_total: renders that were finished only to have VAEs loaded; not in renders_total.
         warming_up: warm-ups that renderers have or will have.
         devices: those whose renderers take requests now.
+        batch_sizes: of the groups sent to renderers, in latents; without warm-ups.
+        queue_waits_s: of orders until a renderer was first given them, by priority.
     """
 
     renders_total: int
@@ -64,6 +67,8 @@ class SchedulerStatistics:
     warm_ups_total: int
     warming_up: int
     devices: tuple[str, ...]
+    batch_sizes: HistogramStatistics
+    queue_waits_s: dict[Priority, HistogramStatistics]
 
 
 class Scheduler:
@@ -111,7 +116,26 @@ class Scheduler:
             warm_ups_total=self._counts.warm_ups,
             warming_up=sum(lane.warming_up for lane in self._lanes),
             devices=tuple(lane.ready_device for lane in self._lanes if lane.ready_device),
+            batch_sizes=self._counts.batch_sizes.statistics(),
+            queue_waits_s={
+                priority: waits.statistics() for priority, waits in self._counts.queue_waits.items()
+            },
         )
+
+    @property
+    def render_timeout_s(self) -> float:
+        """After which a renderer that has finished nothing is taken to hang."""
+        return self._render_timeout_s
+
+    @render_timeout_s.setter
+    def render_timeout_s(self, timeout_s: float) -> None:
+        self._render_timeout_s = timeout_s
+        for lane in self._lanes:
+            lane.render_timeout_s = timeout_s
+
+    def refused_for_s(self, content: Hashable) -> float:
+        """Return for how long a content is refused, as renderers were lost over it; 0 if not."""
+        return self._quarantine.refused_for_s(content)
 
     def submit(
         self,
@@ -126,7 +150,7 @@ class Scheduler:
         Raises:
             RenderFailedError: it has broken renderers and is refused for a while.
         """
-        refused_s = self._quarantine.refused_for_s(job.content)
+        refused_s = self.refused_for_s(job.content)
         if refused_s > 0:
             raise RenderFailedError(
                 f"renderers were lost over it again and again; it is refused for another "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import time
 from itertools import islice
 
@@ -45,7 +44,7 @@ class FileTransaction(Transaction):
         """Make *inode*, of any type, under a *name* that must be free; return its number."""
         parent = self._directory_for_entry(parent_ino, name)
         if self.lookup(parent_ino, name) is not None:
-            raise _refused(errno.EEXIST, name, "exists already")
+            raise RefusedChangeError(errno.EEXIST, "the name exists already")
         ino = self._next(b"next_ino")
         self.put_inode(ino, inode)
         self._put_entry(parent_ino, name, ino)
@@ -61,11 +60,11 @@ class FileTransaction(Transaction):
         parent = self._directory_for_entry(parent_ino, name)
         inode = self.require(ino)
         if inode.is_directory:
-            raise _refused(errno.EPERM, name, "a folder can't have two names")
+            raise RefusedChangeError(errno.EPERM, "a folder can't have two names")
         if self.lookup(parent_ino, name) is not None:
-            raise _refused(errno.EEXIST, name, "exists already")
+            raise RefusedChangeError(errno.EEXIST, "the name exists already")
         if inode.nlink == 0:
-            raise _refused(errno.ENOENT, name, "the file was removed")
+            raise RefusedChangeError(errno.ENOENT, "the file was removed")
         self._put_entry(parent_ino, name, ino)
         self._touch(parent_ino, parent)
         return self.update(ino, inode, nlink=inode.nlink + 1)
@@ -80,10 +79,10 @@ class FileTransaction(Transaction):
         parent = self.require(parent_ino)
         ino, inode = self._child(parent_ino, name)
         if directory and not inode.is_directory:
-            raise _refused(errno.ENOTDIR, name, "is no folder")
+            raise RefusedChangeError(errno.ENOTDIR, "it is no folder")
         if not directory and inode.is_directory:
-            raise _refused(errno.EISDIR, name, "is a folder")
-        self._check_replaceable(ino, inode, name)
+            raise RefusedChangeError(errno.EISDIR, "it is a folder")
+        self._check_replaceable(ino, inode)
         self._rows.delete("dentries", tables.dentry_key(parent_ino, name))
         self._touch(parent_ino, parent, links=-int(inode.is_directory))
         return ino, self._unlink(ino, inode)
@@ -104,17 +103,17 @@ class FileTransaction(Transaction):
         orphan = None
         if replaced_ino is not None:
             if not may_replace:
-                raise _refused(errno.EEXIST, new_name, "exists already")
+                raise RefusedChangeError(errno.EEXIST, "the name exists already")
             if replaced_ino == ino:
                 return None
         self._check_not_below(ino, inode, new_parent_ino)
         if replaced_ino is not None:
             replaced = self.require(replaced_ino)
             if inode.is_directory and not replaced.is_directory:
-                raise _refused(errno.ENOTDIR, new_name, "is no folder")
+                raise RefusedChangeError(errno.ENOTDIR, "it is no folder")
             if replaced.is_directory and not inode.is_directory:
-                raise _refused(errno.EISDIR, new_name, "is a folder")
-            self._check_replaceable(replaced_ino, replaced, new_name)
+                raise RefusedChangeError(errno.EISDIR, "it is a folder")
+            self._check_replaceable(replaced_ino, replaced)
             if self._unlink(replaced_ino, replaced):
                 orphan = replaced_ino
             self._touch(
@@ -143,25 +142,27 @@ class FileTransaction(Transaction):
     def _child(self, parent_ino: int, name: bytes) -> tuple[int, Inode]:
         ino = self.lookup(parent_ino, name)
         if ino is None:
-            raise _refused(errno.ENOENT, name, "doesn't exist")
+            raise RefusedChangeError(errno.ENOENT, "the name doesn't exist")
         return ino, self.require(ino)
 
     def _directory_for_entry(self, ino: int, name: bytes) -> Inode:
         """Return the directory *ino*, into which an entry *name* may be put."""
         if not name:
-            raise _refused(errno.ENOENT, name, "is no name")
+            raise RefusedChangeError(errno.ENOENT, "the name is empty")
         if len(name) > tables.NAME_BYTES_MAX:
-            raise _refused(errno.ENAMETOOLONG, name, f"has more than {tables.NAME_BYTES_MAX} bytes")
+            raise RefusedChangeError(
+                errno.ENAMETOOLONG, f"the name has more than {tables.NAME_BYTES_MAX} bytes"
+            )
         directory = self.require(ino)
         if not directory.is_directory:
-            raise _refused(errno.ENOTDIR, name, "its parent is no folder")
+            raise RefusedChangeError(errno.ENOTDIR, "its parent is no folder")
         if directory.nlink == 0:
-            raise _refused(errno.ENOENT, name, "its folder was removed")
+            raise RefusedChangeError(errno.ENOENT, "its folder was removed")
         return directory
 
-    def _check_replaceable(self, ino: int, inode: Inode, name: bytes) -> None:
+    def _check_replaceable(self, ino: int, inode: Inode) -> None:
         if inode.is_directory and next(self.entries(ino), None) is not None:
-            raise _refused(errno.ENOTEMPTY, name, "is a folder that isn't empty")
+            raise RefusedChangeError(errno.ENOTEMPTY, "the folder isn't empty")
 
     def _check_not_below(self, ino: int, inode: Inode, folder_ino: int) -> None:
         """Raise EINVAL if the directory *ino* is, or is above, the directory *folder_ino*."""
@@ -287,7 +288,9 @@ class FileTransaction(Transaction):
     def set_xattr(self, ino: int, name: bytes, value: bytes) -> None:
         inode = self.require(ino)
         if len(value) > _XATTR_BYTES_MAX:
-            raise _refused(errno.E2BIG, name, f"has more than {_XATTR_BYTES_MAX} bytes")
+            raise RefusedChangeError(
+                errno.E2BIG, f"the value has more than {_XATTR_BYTES_MAX} bytes"
+            )
         self._put("xattrs", tables.xattr_key(ino, name), value)
         self.update(ino, inode)
 
@@ -301,9 +304,5 @@ class FileTransaction(Transaction):
     def remove_xattr(self, ino: int, name: bytes) -> None:
         inode = self.require(ino)
         if not self._rows.delete("xattrs", tables.xattr_key(ino, name)):
-            raise _refused(errno.ENODATA, name, "is not set")
+            raise RefusedChangeError(errno.ENODATA, "the attribute is not set")
         self.update(ino, inode)
-
-
-def _refused(number: int, name: bytes, reason: str) -> RefusedChangeError:
-    return RefusedChangeError(number, f"{os.fsdecode(name)!r}: {reason}")

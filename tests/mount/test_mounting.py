@@ -133,7 +133,7 @@ def test_other_users_may_read(store: Path, tmp_path: Path) -> None:
         assert subprocess.run(["cat", path], capture_output=True, user=65534).returncode != 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it(mount: Mount, number: signal.Signals) -> None:
     (mount.path / "pictures" / "000.png").read_bytes()
     assert mount.end(number) == 0, mount.log

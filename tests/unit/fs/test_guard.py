@@ -15,6 +15,11 @@ from latentfs.fs.guard import guarded
 class Handlers:
     def __init__(self) -> None:
         self.errors = 0
+        self.done: list[tuple[str, int]] = []
+
+    def operation_done(self, name: str, number: int, elapsed_s: float) -> None:
+        assert elapsed_s >= 0
+        self.done.append((name, number))
 
     def count_error(self) -> None:
         self.errors += 1
@@ -27,7 +32,9 @@ class Handlers:
 
 
 async def test_an_answer_goes_through():
-    assert await Handlers().handle(b"answer") == b"answer"
+    handlers = Handlers()
+    assert await handlers.handle(b"answer") == b"answer"
+    assert handlers.done == [("handle", 0)]
 
 
 @pytest.mark.parametrize(
@@ -48,6 +55,7 @@ async def test_every_error_becomes_an_errno(error, number, counted):
         await handlers.handle(error)
     assert caught.value.errno == number
     assert handlers.errors == counted
+    assert handlers.done == [("handle", number)]
 
 
 async def test_a_handler_that_is_cancelled_ends_so(autojump_clock):
@@ -61,3 +69,4 @@ async def test_a_handler_that_is_cancelled_ends_so(autojump_clock):
         await waits(handlers)
     assert scope.cancelled_caught
     assert handlers.errors == 0
+    assert handlers.done == []

@@ -106,7 +106,7 @@ async def test_the_cache_shrinks_by_what_is_lacking_and_grows_again(
         return Memory(total_bytes, others_free_bytes + full_bytes - cache.held_bytes())
 
     async def fit() -> None:
-        await fit_cache_to_memory(cache, budget_bytes=80 * MIB, read_memory=read_memory)
+        await fit_cache_to_memory(cache, budget_bytes=lambda: 80 * MIB, read_memory=read_memory)
 
     nursery.start_soon(fit)
     await trio.sleep(5)
@@ -132,7 +132,7 @@ async def test_without_any_memory_the_cache_is_all_but_empty(
     cache = filled_cache(80 * MIB)
 
     async def fit() -> None:
-        await fit_cache_to_memory(cache, budget_bytes=80 * MIB, read_memory=lambda: Memory(GIB, 0))
+        await fit_cache_to_memory(cache, budget_bytes=lambda: 80 * MIB, read_memory=lambda: Memory(GIB, 0))
 
     nursery.start_soon(fit)
     await trio.sleep(2)
@@ -155,7 +155,7 @@ async def test_memory_that_can_not_be_read_changes_nothing(
         return found
 
     async def fit() -> None:
-        await fit_cache_to_memory(cache, budget_bytes=80 * MIB, read_memory=read_memory)
+        await fit_cache_to_memory(cache, budget_bytes=lambda: 80 * MIB, read_memory=read_memory)
 
     nursery.start_soon(fit)
     await trio.sleep(0.15)

@@ -37,6 +37,7 @@ from latentfs.store.records import Inode
 from latentfs.store.store import Store
 from latentfs.store.tables import ROOT_INO
 from latentfs.store.writer_lock import WriterLock
+from latentfs.telemetry.activity import Activity, ReadTrail, Tier
 
 SIZE_BYTES = 300_000
 PICTURE = os.urandom(SIZE_BYTES)
@@ -53,8 +54,9 @@ class SlowRenditions:
         self.error: LatentfsError | None = None
         self.asked = 0
 
-    async def get(self, ino: int, inode: Inode, reader: Reader) -> bytes:
+    async def get(self, ino: int, inode: Inode, reader: Reader, trail: ReadTrail) -> bytes:
         self.asked += 1
+        trail.tier = Tier.MISS
         await self.may_go.wait()
         if self.error is not None:
             raise self.error
@@ -70,12 +72,14 @@ class Opened:
         self.renditions = SlowRenditions()
         self.inodes = OpenInodes(live)
         self.written: list[int] = []
+        self.activity = Activity()
         self.files = OpenFiles(
             live,
             cast(Renditions, self.renditions),
             self.inodes,
             SequenceDetector(files_max=0),
             itertools.count(1),
+            self.activity,
             ahead_bytes=0,
             on_written=self.written.append,
         )

@@ -1,0 +1,1 @@
+"""How the daemon gets on with the service manager that runs it."""

@@ -1,0 +1,158 @@
+"""Whether the mount answers, found out by reading it, and told to systemd's watchdog.
+
+The daemon must never wait for its own mount.  A thread of it that does can't be killed while the
+daemon has its request, and it keeps /dev/fuse open: a daemon that hangs could not even be ended by
+SIGKILL.  So the self-read is made by a process of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import trio
+
+from latentfs.errors import MountError
+from latentfs.service.notify import Notifier
+
+__all__ = ["Health", "SelfRead", "feed_watchdog"]
+
+log = logging.getLogger(__name__)
+
+# The kernel asks the daemon at every statvfs, and never answers from its caches.
+_PROGRAM = "import os, sys; os.statvfs(sys.argv[1])"
+_SELF_READ_EVERY_S = 10.0
+_STATUS_EVERY_S = 5.0
+
+
+class SelfRead:
+    """Asks the mount something through the kernel, one question at a time."""
+
+    def __init__(self, mountpoint: Path, *, timeout_s: float = 10.0) -> None:
+        self._command = [sys.executable, "-I", "-S", "-c", _PROGRAM, str(mountpoint)]
+        self._mountpoint = mountpoint
+        self._timeout_s = timeout_s
+        self._asking: trio.Process | None = None
+
+    async def __call__(self) -> None:
+        """Return when the mount has answered.  Cancelled, the question is given up.
+
+        Raises:
+            MountError: it has not within the timeout, or with an error, or the last question is
+                still not answered.
+            OSError: it could not be asked.
+        """
+        if self._asking is not None and self._asking.poll() is None:
+            raise MountError(f"{self._mountpoint} still does not answer")
+        self._asking = asking = await trio.lowlevel.open_process(
+            self._command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            with trio.move_on_after(self._timeout_s):
+                await asking.wait()
+        finally:
+            if asking.poll() is None:
+                asking.kill()  # it ends when the daemon answers, or has ended
+        if asking.returncode is None:
+            raise MountError(f"{self._mountpoint} does not answer within {self._timeout_s:g} s")
+        if asking.returncode != 0:
+            raise MountError(f"{self._mountpoint} can't be read")
+
+
+class Health:
+    """Whether the mount has answered lately.
+
+    It has when a self-read has come back, or when the daemon has answered others meanwhile: with
+    more readers waiting for renders than it takes on at once, a self-read waits as they do.
+    """
+
+    def __init__(
+        self,
+        self_read: Callable[[], Awaitable[None]],
+        *,
+        late_after_s: float,
+        answered_total: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """Watch the mount that *self_read* asks.
+
+        It raises MountError where there is no answer, and OSError where it could not ask, as for
+        want of memory, which says nothing against the mount.
+
+        *late_after_s* without an answer are an illness; it must be more than a render may take.
+        *answered_total* counts what the daemon has answered to anybody.
+        """
+        self._self_read = self_read
+        self._late_after_s = late_after_s
+        self._answered_total = answered_total
+        self._answered_before = answered_total()
+        self._answered_s = trio.current_time()
+        self._error = "it has not been asked yet"
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether the mount has answered lately."""
+        return self.problem() is None
+
+    def problem(self) -> str | None:
+        """Say what is wrong with the mount; None if it is well."""
+        silent_s = trio.current_time() - self._answered_s
+        if silent_s <= self._late_after_s:
+            return None
+        return f"no answer for {silent_s:.0f} s: {self._error}"
+
+    async def run(self) -> None:
+        """Ask the mount every ten seconds, until cancelled."""
+        while True:
+            await self._ask()
+            await trio.sleep(_SELF_READ_EVERY_S)
+
+    async def _ask(self) -> None:
+        try:
+            await self._self_read()
+        except OSError as error:
+            log.info("the mount could not be asked whether it is well: %s", error)
+        except MountError as error:
+            self._error = str(error)
+            if self._answered_total() == self._answered_before:
+                return
+        self._answered_before = self._answered_total()
+        self._answered_s = trio.current_time()
+
+
+async def feed_watchdog(
+    notifier: Notifier, health: Health, *, status_text: Callable[[], str]
+) -> None:
+    """Keep the service manager told of the mount, until cancelled.
+
+    *status_text* is sent when it has changed, every five seconds at most.  The watchdog is fed
+    twice in its interval, and only while the mount is healthy.
+    """
+    if not notifier.is_listened_to:
+        return
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_send_status, notifier, health, status_text)
+        if notifier.watchdog_interval_s is not None:
+            nursery.start_soon(_feed, notifier, health, notifier.watchdog_interval_s / 2)
+
+
+async def _feed(notifier: Notifier, health: Health, every_s: float) -> None:
+    while True:
+        if health.is_healthy:
+            notifier.watchdog()
+        await trio.sleep(every_s)
+
+
+async def _send_status(notifier: Notifier, health: Health, status_text: Callable[[], str]) -> None:
+    sent = None
+    while True:
+        text = health.problem() or status_text()
+        if text != sent:
+            notifier.status(text)
+            sent = text
+        await trio.sleep(_STATUS_EVERY_S)

@@ -1,0 +1,93 @@
+"""Mount options: what is the kernel's, what mount(8) and fstab say for themselves, what is ours."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterable
+
+from latentfs.settings.values import read_list
+
+__all__ = ["chosen_options", "is_for_the_kernel", "is_for_others", "nearest", "read_options"]
+
+# Handed to the kernel as they are.
+_FUSE_FLAGS = frozenset(
+    {"allow_other", "default_permissions", "nodev", "nosuid", "noexec", "noatime"}
+)
+# What takes one of those that are chosen by default away.
+_UNSET_FLAGS = {"noallow_other": "allow_other", "dev": "nodev", "suid": "nosuid"}
+# Defaults, which change nothing here, and what only mount(8), fstab and systemd act on.
+_IGNORED = frozenset(
+    {
+        "defaults",
+        "exec",
+        "atime",
+        "diratime",
+        "nodiratime",
+        "relatime",
+        "norelatime",
+        "strictatime",
+        "nostrictatime",
+        "lazytime",
+        "nolazytime",
+        "async",
+        "sync",
+        "dirsync",
+        "silent",
+        "loud",
+        "auto",
+        "noauto",
+        "user",
+        "nouser",
+        "users",
+        "owner",
+        "group",
+        "nofail",
+        "_netdev",
+    }
+)
+_IGNORED_PREFIXES = ("x-", "X-", "comment=", "uhelper=", "helper=")
+_ALWAYS = frozenset({"default_permissions", "nodev", "nosuid"})
+
+
+def is_for_the_kernel(option: str) -> bool:
+    """Whether the option may stand in the setting ``mount_options``."""
+    return option in _FUSE_FLAGS or option in _UNSET_FLAGS
+
+
+def is_for_others(option: str) -> bool:
+    """Whether the option changes nothing here, or is for mount(8), fstab or systemd alone."""
+    return option in _IGNORED or option.startswith(_IGNORED_PREFIXES)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return what a message says of the name most like *name*; empty where none is."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def read_options(value: object) -> tuple[str, ...]:
+    """Options for the kernel, without those for others.
+
+    Raises:
+        ValueError: one is not known.
+    """
+    options = tuple(option for option in read_list(value) if not is_for_others(option))
+    for option in options:
+        if not is_for_the_kernel(option):
+            known = sorted(_FUSE_FLAGS | set(_UNSET_FLAGS))
+            hint = nearest(option, known) or f"; there are {', '.join(known)}"
+            raise ValueError(f"mount option {option!r} is not known{hint}")
+    return options
+
+
+def chosen_options(options: Collection[str], *, may_allow_other: bool) -> frozenset[str]:
+    """Return what the kernel is given for *options*, later ones before earlier ones."""
+    chosen = set(_ALWAYS)
+    if may_allow_other:
+        chosen.add("allow_other")
+    for option in options:
+        if option in _UNSET_FLAGS:
+            chosen.discard(_UNSET_FLAGS[option])
+        else:
+            chosen.add(option)
+    return frozenset(chosen)

@@ -1,0 +1,167 @@
+"""Where settings come from: a file, the environment, the command line; the last one counts."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from latentfs.errors import InvalidArgumentError
+from latentfs.settings.kernel_options import is_for_others, is_for_the_kernel, nearest
+from latentfs.settings.mount_settings import SETTINGS, MountSettings, Setting
+
+__all__ = ["ResolvedSettings", "SettingSources", "given_by_mount_options"]
+
+_FILE_VARIABLE = "LATENTFS_CONFIG"
+_BY_NAME = {setting.name: setting for setting in SETTINGS}
+# As one writes them after -o, for read_only.
+_READ_ONLY_WORDS = {"ro": True, "rw": False}
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedSettings:
+    """The settings.
+
+    Attributes:
+        written: by name, the value as it was written; None where there is none.
+        origins: by name, where it came from, in words.
+    """
+
+    settings: MountSettings
+    written: Mapping[str, object]
+    origins: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettingSources:
+    """What was given, to be resolved now and again on a reload.
+
+    Attributes:
+        file: the settings file; None for the first that is there of those it is looked for in.
+        given: values of the command line by setting name.
+        given_as: how each of them was written there, such as ``--cache``.
+        environment: variables, as of ``os.environ``.
+    """
+
+    file: Path | None
+    given: Mapping[str, object]
+    given_as: Mapping[str, str]
+    environment: Mapping[str, str]
+
+    def resolve(self) -> ResolvedSettings:
+        """Read the file and put everything together.
+
+        Raises:
+            InvalidArgumentError: the file can't be read, a name is not known, or a value can't be
+                used.
+        """
+        by_source = [
+            self._of_file(),
+            _of_environment(self.environment),
+            {name: (value, self.given_as[name]) for name, value in self.given.items()},
+        ]
+        found: dict[str, tuple[object, str]] = {
+            setting.name: (setting.default, "default") for setting in SETTINGS
+        }
+        for source in by_source:
+            found.update(source)
+        values = {setting.field_name: _read(setting, *found[setting.name]) for setting in SETTINGS}
+        return ResolvedSettings(
+            MountSettings(**values),
+            written={name: value for name, (value, _) in found.items()},
+            origins={name: origin for name, (_, origin) in found.items()},
+        )
+
+    def file_in_use(self) -> Path | None:
+        """Return the file that is read, None if there is none."""
+        if self.file is not None:
+            return self.file
+        if chosen := self.environment.get(_FILE_VARIABLE):
+            return Path(chosen)
+        return next((path for path in _usual_files(self.environment) if path.is_file()), None)
+
+    def _of_file(self) -> dict[str, tuple[object, str]]:
+        path = self.file_in_use()
+        if path is None:
+            return {}
+        table = _table_of(path)
+        for name in table:
+            if name not in _BY_NAME:
+                raise InvalidArgumentError(
+                    f"{path}: {name!r} is not a setting{nearest(name, _BY_NAME)}"
+                )
+        return {name: (value, str(path)) for name, value in table.items()}
+
+
+def _usual_files(environment: Mapping[str, str]) -> tuple[Path, ...]:
+    home = environment.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    return (Path(home) / "latentfs" / "config.toml", Path("/etc/latentfs/config.toml"))
+
+
+def _table_of(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise InvalidArgumentError(
+            f"the settings file {path} can't be read: {error.strerror}"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidArgumentError(f"the settings file {path} is not TOML: {error}") from error
+
+
+def _of_environment(environment: Mapping[str, str]) -> dict[str, tuple[object, str]]:
+    known = {setting.variable: setting.name for setting in SETTINGS}
+    found: dict[str, tuple[object, str]] = {}
+    for variable, value in environment.items():
+        if variable in known:
+            found[known[variable]] = (value, variable)
+        elif (hint := _misspelt(variable, known)) is not None:
+            raise InvalidArgumentError(f"the variable {variable} is not a setting{hint}")
+    return found
+
+
+def _misspelt(variable: str, known: Iterable[str]) -> str | None:
+    """Return a hint if the variable is nearly a setting's; others are nobody's business."""
+    if not variable.startswith("LATENTFS_") or variable == _FILE_VARIABLE:
+        return None
+    return nearest(variable, known) or None
+
+
+def _read(setting: Setting, value: object, origin: str) -> Any:
+    if value is None:
+        return None
+    try:
+        return setting.read(value)
+    except ValueError as error:
+        raise InvalidArgumentError(f"{setting.name} of {origin}: {error}") from error
+
+
+def given_by_mount_options(options: str) -> dict[str, object]:
+    """Return the settings, by name, that the text after ``-o`` gives; of several the last counts.
+
+    Raises:
+        InvalidArgumentError: an option is not known.
+    """
+    given: dict[str, object] = {}
+    for_kernel = []
+    for option in filter(None, options.split(",")):
+        name, equals, value = option.partition("=")
+        name = name.replace("-", "_")
+        if option in _READ_ONLY_WORDS:
+            given["read_only"] = _READ_ONLY_WORDS[option]
+        elif is_for_the_kernel(option):
+            for_kernel.append(option)
+        elif equals and name in _BY_NAME:
+            given[name] = value
+        elif not is_for_others(option):
+            known = [*_BY_NAME, "ro", "rw", "allow_other", "noallow_other", "noatime", "noexec"]
+            raise InvalidArgumentError(
+                f"mount option {option!r} is not known{nearest(name, known)}; "
+                "latentfs mount --help lists them"
+            )
+    if for_kernel:
+        given["mount_options"] = for_kernel
+    return given

@@ -1,0 +1,1 @@
+"""What the daemon tells of itself: counts, times, metrics over HTTP, log lines."""

@@ -1,0 +1,178 @@
+"""Metrics and health over HTTP: one request a connection, on the trio thread.
+
+Whoever connects can do the mount no harm: requests are small, few at a time, and have a deadline;
+what goes wrong with one is logged and ends with its connection.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import h11
+import trio
+
+from latentfs.telemetry.address import Address, UnixAddress, listening
+
+__all__ = ["Check", "RendersMetrics", "serve_metrics"]
+
+log = logging.getLogger(__name__)
+
+_CONNECTIONS_MAX = 16
+_HEAD_BYTES_MAX = 8192
+_PIECE_BYTES = 4096
+_REQUEST_TIMEOUT_S = 5.0
+_ANSWER_TIMEOUT_S = 10.0
+_PLAIN = "text/plain; charset=utf-8"
+# A refused request may still be under way; a connection closed with unread bytes is reset, and
+# the answer may be lost with it.
+_DRAIN_BYTES_MAX = 64 * 1024
+_DRAIN_TIMEOUT_S = 1.0
+
+Check = Callable[[], tuple[bool, str]]
+"""Whether all is well, and in one line why or why not."""
+
+
+class RendersMetrics(Protocol):
+    def render(self, accept: str, *, is_ready: bool) -> tuple[bytes, str]:
+        """Return the metrics as text, and its content type, for a header ``Accept``."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    status: int
+    body: bytes
+    content_type: str = _PLAIN
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+@contextlib.asynccontextmanager
+async def serve_metrics(
+    address: Address, metrics: RendersMetrics, *, is_healthy: Check, is_ready: Check
+) -> AsyncIterator[Address]:
+    """Serve ``/metrics``, ``/healthz`` and ``/readyz`` while the block runs.
+
+    Gives the address that was bound, in which a port 0 is replaced.  Requests under way end with
+    the block.
+
+    Raises:
+        MountError: the address can't be bound.
+    """
+    pages: dict[bytes, Callable[[str], _Answer]] = {
+        b"/metrics": lambda accept: _Answer(200, *metrics.render(accept, is_ready=is_ready()[0])),
+        b"/healthz": lambda accept: _checked(is_healthy),
+        b"/readyz": lambda accept: _checked(is_ready),
+    }
+    places = trio.CapacityLimiter(_CONNECTIONS_MAX)
+
+    async def serve(stream: trio.SocketStream) -> None:
+        async with stream:
+            try:
+                # More than enough for all who have a reason to ask; others find it closed.
+                places.acquire_nowait()
+            except trio.WouldBlock:
+                return
+            try:
+                await _serve(stream, pages)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                pass
+            except Exception:  # the mount outlives whatever a client or a page does
+                log.exception("serving metrics failed unexpectedly")
+            finally:
+                places.release()
+
+    with listening(address) as (listener, bound):
+        listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(listener.dup()))]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.serve_listeners, serve, listeners)
+            log.info("metrics are served at %s", _shown(bound))
+            try:
+                yield bound
+            finally:
+                nursery.cancel_scope.cancel()
+
+
+def _shown(bound: Address) -> str:
+    return str(bound) if isinstance(bound, UnixAddress) else f"http://{bound}/metrics"
+
+
+def _checked(check: Check) -> _Answer:
+    is_well, why = check()
+    return _Answer(200 if is_well else 503, f"{why}\n".encode())
+
+
+async def _serve(stream: trio.SocketStream, pages: dict[bytes, Callable[[str], _Answer]]) -> None:
+    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=_HEAD_BYTES_MAX)
+    request: h11.Request | None = None
+    try:
+        with trio.fail_after(_REQUEST_TIMEOUT_S):
+            request = await _request(stream, connection)
+        if request is None:
+            return
+        answer = _answer_to(request, pages)
+    except trio.TooSlowError:
+        answer = _Answer(408, b"the request did not come in time\n")
+    except h11.RemoteProtocolError as error:
+        answer = _Answer(error.error_status_hint, f"{error}\n".encode())
+    with trio.move_on_after(_ANSWER_TIMEOUT_S):
+        await _send(stream, connection, answer, with_body=request is None or not _is_head(request))
+
+
+async def _request(stream: trio.SocketStream, connection: h11.Connection) -> h11.Request | None:
+    """Return the head of the request; None where the client has gone.
+
+    Raises:
+        h11.RemoteProtocolError: it is not HTTP, or too long.
+    """
+    while True:
+        event = connection.next_event()
+        if isinstance(event, h11.Request):
+            return event
+        if event is not h11.NEED_DATA:
+            return None
+        connection.receive_data(await stream.receive_some(_PIECE_BYTES))
+
+
+def _is_head(request: h11.Request) -> bool:
+    return request.method == b"HEAD"
+
+
+def _answer_to(request: h11.Request, pages: dict[bytes, Callable[[str], _Answer]]) -> _Answer:
+    page = pages.get(request.target.partition(b"?")[0])
+    if page is None:
+        return _Answer(404, b"there are /metrics, /healthz and /readyz\n")
+    if request.method not in (b"GET", b"HEAD"):
+        return _Answer(405, b"only GET and HEAD\n", headers=(("Allow", "GET, HEAD"),))
+    accept = b", ".join(value for name, value in request.headers if name == b"accept")
+    try:
+        return page(accept.decode("latin-1"))
+    except Exception:
+        log.exception("%s failed unexpectedly", request.target.decode("latin-1"))
+        return _Answer(500, b"failed; the log says why\n")
+
+
+async def _send(
+    stream: trio.SocketStream, connection: h11.Connection, answer: _Answer, *, with_body: bool
+) -> None:
+    headers = [
+        ("Content-Type", answer.content_type),
+        ("Content-Length", str(len(answer.body))),
+        ("Cache-Control", "no-store"),
+        ("X-Content-Type-Options", "nosniff"),
+        ("Connection", "close"),
+        *answer.headers,
+    ]
+    data = connection.send(h11.Response(status_code=answer.status, headers=headers)) or b""
+    if with_body:
+        data += connection.send(h11.Data(data=answer.body)) or b""
+        data += connection.send(h11.EndOfMessage()) or b""
+    await stream.send_all(data)
+    await stream.send_eof()
+    left_bytes = _DRAIN_BYTES_MAX
+    with trio.move_on_after(_DRAIN_TIMEOUT_S):
+        while left_bytes > 0 and (piece := await stream.receive_some(_PIECE_BYTES)):
+            left_bytes -= len(piece)
