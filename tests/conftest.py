@@ -1,10 +1,15 @@
 """What tests of several rooms share."""
 
 import importlib
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from latent_files import latent_array, write_comfyui_latent
+from mounts import latentfs
+
+_PICTURES = 100
 
 
 @pytest.fixture(scope="session")
@@ -25,6 +30,25 @@ def tiny_vae_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("vaes") / "tiny"
     vae.save_pretrained(folder, safe_serialization=True)
     return folder
+
+
+@pytest.fixture(scope="session")
+def pictures_store(tmp_path_factory: pytest.TempPathFactory, tiny_vae_folder: Path) -> Path:
+    """A store of 100 small, different pictures in /pictures, and two JPEGs in /jpeg."""
+    folder = tmp_path_factory.mktemp("pictures")
+    latents = folder / "latents"
+    latents.mkdir()
+    for number in range(_PICTURES):
+        array = latent_array(1, 4, 16 + number % 3 * 4, 16, seed=number)
+        metadata = {"prompt": json.dumps({"seed": number})}
+        write_comfyui_latent(latents / f"{number:03}.latent", array, metadata=metadata)
+    store = folder / "art.lfs"
+    latentfs("init", store)
+    latentfs("vae", "add", store, "tiny", tiny_vae_folder, "--dtype", "float32")
+    latentfs("import", store, latents, "--vae", "tiny", "--to", "/pictures")
+    jpegs = [latents / "000.latent", latents / "001.latent"]
+    latentfs("import", store, *jpegs, "--vae", "tiny", "--to", "/jpeg", "--format", "jpeg")
+    return store
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -48,4 +72,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=20.0,
         metavar="SECONDS",
         help="How long tests/crash does things to the renderers of a mount.",
+    )
+    parser.addoption(
+        "--nginx-requests",
+        type=int,
+        default=600,
+        metavar="N",
+        help="How many requests tests/nginx makes while renderers are killed.",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 from pathlib import Path
@@ -9,9 +10,17 @@ from typing import Any
 
 import click
 
+from latentfs.cli.interrupts import ended_as_by_ctrl_c
 from latentfs.cli.settings_options import setting_sources, settings_options
 from latentfs.fs.daemon import Callbacks, mount_and_serve
+from latentfs.service.background import (
+    READY_FD_FLAG,
+    log_destination,
+    start_daemon,
+    waited_for,
+)
 from latentfs.settings.mount_settings import MountSettings
+from latentfs.settings.sources import SettingSources
 from latentfs.telemetry.logs import configure_logging
 
 __all__ = ["command"]
@@ -23,8 +32,20 @@ log = logging.getLogger(__name__)
 @click.argument("store", type=click.Path(path_type=Path), required=False)
 @click.argument("mountpoint", type=click.Path(path_type=Path), required=False)
 @settings_options
-def command(store: Path | None, mountpoint: Path | None, **options: Any) -> None:
-    """Mount STORE on the folder MOUNTPOINT, and stay in the foreground.
+@click.option(
+    "--background",
+    is_flag=True,
+    help="Return when the mount is usable, and leave the daemon running.",
+)
+@click.option(READY_FD_FLAG, type=int, hidden=True)
+def command(
+    store: Path | None,
+    mountpoint: Path | None,
+    background: bool,
+    ready_fd: int | None,
+    **options: Any,
+) -> int:
+    """Mount STORE on the folder MOUNTPOINT; stays in the foreground unless --background is given.
 
     Ctrl-C or "latentfs umount MOUNTPOINT" ends it.  Other users may use the files, as far as their
     modes permit, where that is possible: when run by root, or with user_allow_other in
@@ -37,28 +58,42 @@ def command(store: Path | None, mountpoint: Path | None, **options: Any) -> None
     STORE, MOUNTPOINT and all settings may stand in a file (--config) or in the environment;
     "latentfs config show" tells where each comes from.
     """
+    if background and ready_fd is None:
+        with ended_as_by_ctrl_c():
+            return start_daemon(sys.argv[2:])
     sources = setting_sources(store=store, mountpoint=mountpoint, options=options)
     settings = sources.resolve().settings
     _check_places(settings)
+    _serve(sources, settings, ready_fd)
+    return 0
+
+
+def _serve(sources: SettingSources, settings: MountSettings, ready_fd: int | None) -> None:
+    in_background = ready_fd is not None
     output = configure_logging(
-        level=settings.log_level, log_format=settings.log_format, destination=settings.log
+        level=settings.log_level,
+        log_format=settings.log_format,
+        destination=log_destination(settings.log) if in_background else settings.log,
     )
-
-    def ready() -> None:
-        message = f"{settings.store} is mounted on {settings.mountpoint}"
-        if settings.log == "stderr" and settings.log_format == "text":
-            click.echo(message, err=True)
-        else:
-            log.info("%s", message)
-
     # A terminal that hangs up ends what runs in it; elsewhere SIGHUP asks to read settings anew.
     at_terminal = sys.stdin is not None and sys.stdin.isatty()
-    callbacks = Callbacks(
-        on_ready=ready,
-        reread=None if at_terminal else lambda: sources.resolve().settings,
-        log_output=output,
-    )
-    mount_and_serve(settings, callbacks)
+    with contextlib.nullcontext() if ready_fd is None else waited_for(ready_fd) as let_go:
+
+        def ready() -> None:
+            message = f"{settings.store} is mounted on {settings.mountpoint}"
+            if settings.log == "stderr" and settings.log_format == "text" and not in_background:
+                click.echo(message, err=True)
+            else:
+                log.info("%s", message)
+            if let_go is not None:
+                let_go()
+
+        callbacks = Callbacks(
+            on_ready=ready,
+            reread=None if at_terminal else lambda: sources.resolve().settings,
+            log_output=output,
+        )
+        mount_and_serve(settings, callbacks)
 
 
 def _check_places(settings: MountSettings) -> None:

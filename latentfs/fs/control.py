@@ -20,7 +20,7 @@ from typing import Any
 
 import trio
 
-from latentfs.errors import InvalidArgumentError, LatentfsError, MountError
+from latentfs.errors import InvalidArgumentError, LatentfsError
 
 __all__ = ["Command", "ask_daemon", "serve_control"]
 
@@ -33,6 +33,7 @@ _SOCKET_NAME = "control.sock"
 _REQUEST_BYTES_MAX = 4096
 _ERROR_CHARACTERS_MAX = 1000
 _TIMEOUT_S = 5.0
+_NOT_PERMITTED = "only the user of the daemon and root are answered"
 _ANSWER_BYTES_MAX = 1 << 20
 _PEER_CREDENTIALS = struct.Struct("3i")
 
@@ -71,10 +72,9 @@ async def serve_control(store_path: Path, commands: Mapping[str, Command]) -> As
 
     async def answer(stream: trio.SocketStream) -> None:
         with contextlib.suppress(trio.BrokenResourceError), trio.move_on_after(_TIMEOUT_S):
-            if _is_permitted(stream):
-                reply = _reply(await _request(stream), commands)
-            else:
-                reply = {"error": "only the daemon's user and root are answered"}
+            request = await _request(stream)
+            refused = {"error": _NOT_PERMITTED}
+            reply = _reply(request, commands) if _is_permitted(stream) else refused
             await stream.send_all(json.dumps(reply).encode())
         await stream.aclose()
 
@@ -99,14 +99,18 @@ def _is_permitted(stream: trio.SocketStream) -> bool:
 
 
 async def _request(stream: trio.SocketStream) -> bytes:
-    """Return the first line, or what there is of it when the other end stops sending."""
+    """Return the first line, or what there is of it when the other end stops sending.
+
+    All of it is taken, as the other end might not get the answer otherwise, but no more is kept
+    than a request can have.
+    """
     request = b""
-    while b"\n" not in request and len(request) < _REQUEST_BYTES_MAX:
-        piece = await stream.receive_some(_REQUEST_BYTES_MAX - len(request))
-        if not piece:
+    while piece := await stream.receive_some(_REQUEST_BYTES_MAX):
+        line, newline, _ = bytes(piece).partition(b"\n")
+        request = (request + line)[: _REQUEST_BYTES_MAX + 1]
+        if newline:
             break
-        request += piece
-    return request.partition(b"\n")[0]
+    return request
 
 
 def _reply(request: bytes, commands: Mapping[str, Command]) -> dict[str, Any]:
@@ -126,7 +130,7 @@ def _reply(request: bytes, commands: Mapping[str, Command]) -> dict[str, Any]:
 
 def _parsed(request: bytes) -> tuple[str, dict[str, Any]]:
     try:
-        parsed = json.loads(request)
+        parsed = json.loads(request) if len(request) <= _REQUEST_BYTES_MAX else None
     except (ValueError, RecursionError):
         parsed = None
     if not isinstance(parsed, dict) or not isinstance(parsed.get("command"), str):
@@ -146,10 +150,8 @@ def _check_arguments(command: Command, name: str, arguments: dict[str, Any]) -> 
 def ask_daemon(store_path: Path, command: str, **arguments: object) -> dict[str, Any] | None:
     """Return the answer of the daemon that has the store mounted, None where there is none.
 
-    None also where it does not answer within 5 s.
-
-    Raises:
-        MountError: the socket belongs to another user.
+    None also where it does not answer within 5 s.  Where it, or the kernel for it, refuses to
+    answer this user, that is the ``error`` of the answer.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(_TIMEOUT_S)
@@ -161,11 +163,8 @@ def ask_daemon(store_path: Path, command: str, **arguments: object) -> dict[str,
             parts = []
             while part := connection.recv(_ANSWER_BYTES_MAX):
                 parts.append(part)
-        except PermissionError as error:
-            raise MountError(
-                f"the daemon of {store_path} answers only its own user and root: run this as one "
-                "of them"
-            ) from error
+        except PermissionError:
+            return {"error": _NOT_PERMITTED}
         except OSError:
             return None
     try:

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -143,6 +144,11 @@ class _Daemon:
         self._is_tuned = False
 
     async def run(self) -> None:
+        # From before the mount on: a signal that came without it would leave a dead one behind.
+        with trio.open_signal_receiver(*_SIGNALS) as signals:
+            await self._run(signals)
+
+    async def _run(self, signals: AsyncIterator[int]) -> None:
         async with self._open_parts() as parts:
             health = self._health(parts)
             self._mount(parts.operations)
@@ -155,7 +161,7 @@ class _Daemon:
                         "explain": report.explain,
                     }
                     async with serve_control(self._store.path, commands):
-                        await self._serve(parts, health)
+                        await self._serve(parts, health, signals)
             finally:
                 self._notifier.stopping()
                 self._notifier.extend_timeout(_ENDING_S)
@@ -229,7 +235,7 @@ class _Daemon:
                 "/etc/fuse.conf where it is needed?"
             ) from error
 
-    async def _serve(self, parts: _Parts, health: Health) -> None:
+    async def _serve(self, parts: _Parts, health: Health, signals: AsyncIterator[int]) -> None:
         live = self._live_settings(parts)
         fit_cache = functools.partial(
             fit_cache_to_memory,
@@ -241,7 +247,7 @@ class _Daemon:
             nursery.start_soon(fit_cache)
             if self._settings.develop and not self._settings.read_only:
                 nursery.start_soon(parts.developer.run)
-            await nursery.start(self._await_signals, live, parts.renditions)
+            nursery.start_soon(self._obey, signals, live, parts.renditions)
             nursery.start_soon(follow_changes, self._store)
             nursery.start_soon(self._become_ready, parts, health)
             await pyfuse3.main(max_tasks=_TASKS_MAX)
@@ -249,6 +255,9 @@ class _Daemon:
             nursery.cancel_scope.cancel()
 
     async def _become_ready(self, parts: _Parts, health: Health) -> None:
+        # The kernel takes up its own settings with the first answer, in place of what was set
+        # before.  The thread is left alone if the mount ends first: its question fails then.
+        await trio.to_thread.run_sync(os.stat, self._mountpoint, abandon_on_cancel=True)
         await trio.to_thread.run_sync(tune, self._mountpoint)
         self._is_tuned = True
         self._notifier.ready()
@@ -263,23 +272,17 @@ class _Daemon:
 
     # Signals
 
-    async def _await_signals(
-        self,
-        live: LiveSettings,
-        renditions: Renditions,
-        *,
-        task_status: trio.TaskStatus[None],
+    async def _obey(
+        self, signals: AsyncIterator[int], live: LiveSettings, renditions: Renditions
     ) -> None:
-        with trio.open_signal_receiver(*_SIGNALS) as signals:
-            task_status.started()
-            async for number in signals:
-                if number == signal.SIGHUP and self._callbacks.reread is not None:
-                    await self._reload(live)
-                    continue
-                log.info("%s: unmounting %s", signal.Signals(number).name, self._mountpoint)
-                self._notifier.stopping()
-                renditions.abort()
-                pyfuse3.terminate()
+        async for number in signals:
+            if number == signal.SIGHUP and self._callbacks.reread is not None:
+                await self._reload(live)
+                continue
+            log.info("%s: unmounting %s", signal.Signals(number).name, self._mountpoint)
+            self._notifier.stopping()
+            renditions.abort()
+            pyfuse3.terminate()
 
     async def _reload(self, live: LiveSettings) -> None:
         self._notifier.reloading()

@@ -65,11 +65,15 @@ def _unescape(text: str) -> str:
 
 
 def resolve_mountpoint(path: Path) -> Path:
-    """Return *path* as the kernel names it, links resolved, even if a dead daemon is behind it."""
+    """Return *path* as the kernel names it, links resolved.
+
+    What is mounted there is not asked anything: its daemon may be dead, or be who calls this.
+    """
     absolute = Path(os.path.abspath(path))
-    if os.path.islink(absolute):
-        return Path(os.path.realpath(absolute))
-    return Path(os.path.realpath(absolute.parent)) / absolute.name
+    in_its_folder = Path(os.path.realpath(absolute.parent)) / absolute.name
+    if any(mount.mountpoint == str(in_its_folder) for mount in _mounts()):
+        return in_its_folder
+    return Path(os.path.realpath(absolute)) if os.path.islink(absolute) else in_its_folder
 
 
 def may_allow_other() -> bool:

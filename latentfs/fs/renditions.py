@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import asynccontextmanager
@@ -72,8 +73,12 @@ class RenditionStatistics:
 
 @dataclass(frozen=True, slots=True)
 class Flown:
-    """A finished render: seconds by stage, in order, and in total from the first read's arrival."""
+    """A finished render: seconds by stage, in order, and in total from the first read's arrival.
 
+    ``ended_at`` is in seconds since 1970.
+    """
+
+    ended_at: float
     ino: int
     stages_s: dict[str, float]
     total_s: float
@@ -328,7 +333,7 @@ class Renditions:
             )
         flight.stages_s |= rendition.stages_s
         self.times.rendered(str(picture.kind), job.recipe, work_s=work_s, stages_s=flight.stages_s)
-        self._flown.append(Flown(ino, flight.stages_s, trio.current_time() - start_s))
+        self._flown.append(Flown(time.time(), ino, flight.stages_s, trio.current_time() - start_s))
         return rendition.data
 
     async def _job(self, picture: CachedPicture, ino: int, inode: Inode) -> RenderJob:

@@ -70,7 +70,10 @@ class StatusReport:
         self._started_s = time.time()
 
     def status(self) -> dict[str, Any]:
-        """Return counters since the mount, and the state now."""
+        """Return counters since the mount, and the state now.
+
+        The ``slowest`` reads have the folder and name that their file was last asked for by.
+        """
         rendered, counted = self._scheduler.statistics(), self._operations.statistics()
         flights = self._renditions.statistics()
         waits = rendered.queue_waits_s.items()
@@ -101,7 +104,7 @@ class StatusReport:
             "hash_mismatches_total": flights.hash_mismatches_total,
             **dataclasses.asdict(counted.files),
             "errors_total": counted.errors_total,
-            **dataclasses.asdict(self._operations.activity.statistics()),
+            **self._activity(),
             "queue_waits": {
                 priority.name.lower(): {"count": wait.count, "total_s": wait.total}
                 for priority, wait in waits
@@ -110,6 +113,14 @@ class StatusReport:
             **dataclasses.asdict(self._developer.statistics()),
             "cache": dataclasses.asdict(self._cache.statistics()),
         }
+
+    def _activity(self) -> dict[str, Any]:
+        activity = dataclasses.asdict(self._operations.activity.statistics())
+        for read in activity["slowest"]:
+            place = self._operations.name_of(read["ino"])
+            read["parent_ino"], name = (None, None) if place is None else place
+            read["name"] = None if name is None else os.fsdecode(name)
+        return activity
 
     def renders(self) -> dict[str, Any]:
         """Return the last finished renders, oldest first."""
@@ -139,6 +150,7 @@ class StatusReport:
             "tier": self._tier(inode, content, refused_s),
             "refused_for_s": refused_s,
             "last_render": None if flown is None else dataclasses.asdict(flown),
+            "renderer_devices": list(self._scheduler.statistics().devices),
         }
 
     def _tier(self, inode: Inode, content: bytes | None, refused_s: float) -> str | None:

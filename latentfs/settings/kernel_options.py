@@ -32,6 +32,11 @@ _IGNORED = frozenset(
         "async",
         "sync",
         "dirsync",
+        "iversion",
+        "noiversion",
+        "mand",
+        "nomand",
+        "symfollow",
         "silent",
         "loud",
         "auto",
@@ -39,13 +44,16 @@ _IGNORED = frozenset(
         "user",
         "nouser",
         "users",
+        "nousers",
         "owner",
+        "noowner",
         "group",
+        "nogroup",
         "nofail",
         "_netdev",
     }
 )
-_IGNORED_PREFIXES = ("x-", "X-", "comment=", "uhelper=", "helper=")
+_IGNORED_PREFIXES = ("x-", "X-", "comment=", "user=", "uhelper=", "helper=")
 _ALWAYS = frozenset({"default_permissions", "nodev", "nosuid"})
 
 

@@ -41,10 +41,6 @@ class Setting:
     def flag(self) -> str:
         return "--" + self.name.replace("_", "-")
 
-    @property
-    def variable(self) -> str:
-        return "LATENTFS_" + self.name.upper()
-
 
 def _setting(
     name: str,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from latentfs.settings.mount_settings import SETTINGS, MountSettings, Setting
 
 __all__ = ["ResolvedSettings", "SettingSources", "given_by_mount_options"]
 
+_PREFIX = "LATENTFS_"
 _FILE_VARIABLE = "LATENTFS_CONFIG"
 _BY_NAME = {setting.name: setting for setting in SETTINGS}
 # As one writes them after -o, for read_only.
@@ -113,21 +114,17 @@ def _table_of(path: Path) -> dict[str, Any]:
 
 
 def _of_environment(environment: Mapping[str, str]) -> dict[str, tuple[object, str]]:
-    known = {setting.variable: setting.name for setting in SETTINGS}
     found: dict[str, tuple[object, str]] = {}
     for variable, value in environment.items():
-        if variable in known:
-            found[known[variable]] = (value, variable)
-        elif (hint := _misspelt(variable, known)) is not None:
-            raise InvalidArgumentError(f"the variable {variable} is not a setting{hint}")
+        if not variable.startswith(_PREFIX) or variable == _FILE_VARIABLE:
+            continue
+        name = variable.removeprefix(_PREFIX).lower()
+        if name in _BY_NAME:
+            found[name] = (value, variable)
+        elif hint := nearest(name, _BY_NAME):
+            # Other variables of that prefix are nobody's business, but misspelt ones are.
+            raise InvalidArgumentError(f"the variable {variable} names no setting{hint}")
     return found
-
-
-def _misspelt(variable: str, known: Iterable[str]) -> str | None:
-    """Return a hint if the variable is nearly a setting's; others are nobody's business."""
-    if not variable.startswith("LATENTFS_") or variable == _FILE_VARIABLE:
-        return None
-    return nearest(variable, known) or None
 
 
 def _read(setting: Setting, value: object, origin: str) -> Any:

@@ -68,10 +68,14 @@ class StoreStatistics:
     Attributes:
         totals: files, payloads and their bytes.
         store_bytes: LMDB pages in use, in bytes: everything but ``vae/`` and free pages.
+        free_bytes: of pages that were freed and will be used again.
+        table_bytes: of the pages in use, those of each table.
     """
 
     totals: Totals
     store_bytes: int
+    free_bytes: int
+    table_bytes: dict[str, int]
 
 
 class Store:
@@ -286,7 +290,16 @@ class Store:
     def statistics(self) -> StoreStatistics:
         with self.read() as snapshot:
             totals = snapshot.totals()
-        return StoreStatistics(totals=totals, store_bytes=self.used_bytes())
+        return StoreStatistics(
+            totals=totals,
+            store_bytes=self.used_bytes(),
+            free_bytes=self.free_bytes(),
+            table_bytes=self._table_bytes(),
+        )
+
+    def _table_bytes(self) -> dict[str, int]:
+        with self._env.begin() as txn:
+            return {name: _pages(txn, db) * tables.PAGE_BYTES for name, db in self._dbs.items()}
 
     def used_bytes(self) -> int:
         """Return the bytes of the pages in use."""
@@ -299,10 +312,7 @@ class Store:
 
     def _pages_in_use(self) -> int:
         with self._env.begin() as txn:
-            stats = [txn.stat(db) for db in self._dbs.values()]
-        stats.append(self._env.stat())
-        pages = sum(s["branch_pages"] + s["leaf_pages"] + s["overflow_pages"] for s in stats)
-        return int(pages) + _META_PAGES
+            return sum(_pages(txn, db) for db in (*self._dbs.values(), None)) + _META_PAGES
 
     def become_sole_user(self) -> None:
         """Keep all others from opening the store until it is closed.
@@ -518,3 +528,9 @@ def sync_directory(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _pages(txn: lmdb.Transaction, db: lmdb._Database | None) -> int:
+    """Return how many pages a table has in use; None stands for the list of tables."""
+    told = txn.stat(db)
+    return int(told["branch_pages"] + told["leaf_pages"] + told["overflow_pages"])

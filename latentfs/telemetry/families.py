@@ -306,10 +306,11 @@ def store_families(
     yield _by(
         GaugeMetricFamily,
         "store_bytes",
-        "Bytes in the store: payloads, and all pages of the database that are in use.",
+        "Pages of the database by what they hold.",
         "kind",
-        {"payloads": totals.payload_bytes, "database": store.store_bytes},
+        _bytes_by_kind(store),
     )
+    yield _gauge("store_payload_bytes", "Of all payloads.", totals.payload_bytes)
     yield _gauge("store_file_bytes", "Sum of the sizes that files show.", totals.size_bytes)
     yield _gauge("store_files", "Regular files.", totals.files)
     yield _gauge("store_directories", "Directories.", totals.directories)
@@ -322,6 +323,16 @@ def store_families(
     yield _gauge(
         "store_uncommitted_bytes", "Changes that are only in memory.", live.uncommitted_bytes
     )
+
+
+def _bytes_by_kind(store: StoreStatistics) -> dict[str, float]:
+    """Return kinds that together are the file of the database."""
+    kinds = {
+        "payloads": store.table_bytes["payloads"],
+        "metadata": store.table_bytes["metadata"],
+        "bytes": store.table_bytes["chunks"],
+    }
+    return {**kinds, "index": store.store_bytes - sum(kinds.values()), "free": store.free_bytes}
 
 
 def developer_families(developer: DeveloperStatistics) -> Iterator[Metric]:

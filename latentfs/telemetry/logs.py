@@ -18,7 +18,7 @@ from typing import Any, Literal, TextIO
 
 from latentfs.errors import InvalidArgumentError
 
-__all__ = ["LogFormat", "LogOutput", "configure_logging"]
+__all__ = ["LogFormat", "LogOutput", "configure_logging", "is_journal"]
 
 LogFormat = Literal["text", "json"]
 
@@ -99,7 +99,7 @@ def configure_logging(
     formatter: logging.Formatter = (
         _JsonFormatter() if log_format == "json" else _TextFormatter(has_times=path is not None)
     )
-    if destination == "stderr" and _is_journal(sys.stderr):
+    if destination == "stderr" and is_journal(sys.stderr):
         formatter = _PriorityFormatter(formatter)
     handler.setFormatter(formatter)
     root = logging.getLogger()
@@ -136,7 +136,7 @@ def _opened(path: Path) -> TextIO:
         raise InvalidArgumentError(f"can't log to {path}: {error.strerror}") from error
 
 
-def _is_journal(stream: TextIO) -> bool:
+def is_journal(stream: TextIO) -> bool:
     """Whether *stream* is the one that systemd says it reads: a shell may have redirected it."""
     device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
     try:

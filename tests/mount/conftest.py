@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from latent_files import latent_array, write_comfyui_latent
-from mounts import Mount, latentfs, mounted
+from mounts import Mount, mounted
 
 from latentfs.store.store import Store
-
-FILES = 100
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -24,25 +20,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "tests/mount" in str(item.path):
             item.add_marker(reason)
-
-
-@pytest.fixture(scope="session")
-def pictures_store(tmp_path_factory: pytest.TempPathFactory, tiny_vae_folder: Path) -> Path:
-    """A store of 100 small, different pictures in /pictures, and two JPEGs in /jpeg."""
-    folder = tmp_path_factory.mktemp("pictures")
-    latents = folder / "latents"
-    latents.mkdir()
-    for number in range(FILES):
-        array = latent_array(1, 4, 16 + number % 3 * 4, 16, seed=number)
-        metadata = {"prompt": json.dumps({"seed": number})}
-        write_comfyui_latent(latents / f"{number:03}.latent", array, metadata=metadata)
-    store = folder / "art.lfs"
-    latentfs("init", store)
-    latentfs("vae", "add", store, "tiny", tiny_vae_folder, "--dtype", "float32")
-    latentfs("import", store, latents, "--vae", "tiny", "--to", "/pictures")
-    jpegs = [latents / "000.latent", latents / "001.latent"]
-    latentfs("import", store, *jpegs, "--vae", "tiny", "--to", "/jpeg", "--format", "jpeg")
-    return store
 
 
 @pytest.fixture

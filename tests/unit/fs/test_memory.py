@@ -132,7 +132,9 @@ async def test_without_any_memory_the_cache_is_all_but_empty(
     cache = filled_cache(80 * MIB)
 
     async def fit() -> None:
-        await fit_cache_to_memory(cache, budget_bytes=lambda: 80 * MIB, read_memory=lambda: Memory(GIB, 0))
+        await fit_cache_to_memory(
+            cache, budget_bytes=lambda: 80 * MIB, read_memory=lambda: Memory(GIB, 0)
+        )
 
     nursery.start_soon(fit)
     await trio.sleep(2)

@@ -1,0 +1,79 @@
+"""What paths given by users stand for: a store, a mount of one, a file in either."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from latentfs.errors import PathError, StoreNotFoundError
+from latentfs.fs.mountpoint import FILESYSTEM_TYPE, MountEntry, find_mount, resolve_mountpoint
+from latentfs.store.daemon_lock import DaemonLock
+from latentfs.store.store import SETTINGS_NAME
+
+__all__ = ["FilePlace", "file_place", "silence", "store_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class FilePlace:
+    """Where a file is.
+
+    Attributes:
+        store: path of the store.
+        inside: path of the file below the store's root, as the mount has it.
+        mount: the mount that the path leads through; None where it names the store itself.
+    """
+
+    store: Path
+    inside: bytes
+    mount: MountEntry | None
+
+
+def store_of(where: Path) -> Path:
+    """Return the store that is at *where*, or mounted there, without touching what may hang.
+
+    Raises:
+        StoreNotFoundError: there is none.
+    """
+    mount = find_mount(where)
+    if mount is not None and mount.type == FILESYSTEM_TYPE:
+        return Path(mount.source)
+    if mount is None and not (where / SETTINGS_NAME).exists():
+        raise StoreNotFoundError(f"{where} is neither a latentfs store nor a mount point of one")
+    return Path(os.path.abspath(where))
+
+
+def silence(store: Path) -> str:
+    """Say why no daemon of *store* answers."""
+    if DaemonLock(store).held_elsewhere():
+        return "the store is mounted, but its daemon does not answer"
+    return "the store is not mounted"
+
+
+def file_place(file: str) -> FilePlace:
+    """Return where *file*, a path in a mount or ``STORE:/path``, is; it need not exist.
+
+    Raises:
+        PathError: it is neither.
+    """
+    absolute = Path(os.path.abspath(file))
+    # As it is written first: finding out what links in it lead to asks a daemon that may hang.
+    found = _in_mount(absolute) or _in_mount(resolve_mountpoint(absolute))
+    if found is not None:
+        return found
+    store, colon, inside = file.partition(":/")
+    if colon and (Path(store) / SETTINGS_NAME).exists():
+        return FilePlace(Path(os.path.abspath(store)), os.fsencode(inside), None)
+    raise PathError(
+        f"{file} is not in a mount of latentfs; a file of a store that is not mounted is named "
+        "STORE:/path"
+    )
+
+
+def _in_mount(path: Path) -> FilePlace | None:
+    """Return the place of a *path* below a mount point of ours, asking from the outside in."""
+    for folder in (*reversed(path.parents), path):
+        mount = find_mount(folder)
+        if mount is not None and mount.type == FILESYSTEM_TYPE:
+            return FilePlace(Path(mount.source), os.fsencode(path.relative_to(folder)), mount)
+    return None

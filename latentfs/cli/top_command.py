@@ -1,0 +1,245 @@
+"""latentfs top"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import sys
+import termios
+import time
+import tty
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from latentfs.cli.places import silence, store_of
+from latentfs.cli.watching import watched_lines
+from latentfs.errors import MountError
+from latentfs.fs.control import ask_daemon
+from latentfs.fs.explanation import path_of
+from latentfs.fs.mountpoint import find_mount
+from latentfs.settings.values import read_seconds
+from latentfs.store.daemon_lock import DaemonLock
+from latentfs.store.snapshot import Snapshot
+from latentfs.store.store import Store
+
+__all__ = ["command"]
+
+_LABEL_COLUMNS = 12
+_INTERVAL_MIN_S = 0.1
+# An unmounted daemon takes a while to end after its socket is gone.
+_END_WAIT_S = 10.0
+_END_POLL_S = 0.1
+_SEARCH_S = 0.25
+
+Row = tuple[str, str]
+
+
+class _Interval(click.ParamType[float]):
+    name = "time"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        try:
+            return read_seconds(at_least_s=_INTERVAL_MIN_S)(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+@click.command("top", epilog="Example: latentfs top /mnt/art --interval 2s")
+@click.argument("where", type=click.Path(path_type=Path), metavar="STORE|MOUNTPOINT")
+@click.option(
+    "--interval",
+    "interval_s",
+    type=_Interval(),
+    default="1s",
+    show_default=True,
+    metavar="TIME",
+    help="Between two looks.",
+)
+@click.option("--count", type=click.IntRange(min=1), help="End after so many looks.")
+def command(where: Path, interval_s: float, count: int | None) -> int:
+    """Watch what a mount does: requests, hits, renders, the cache, the slowest files lately.
+
+    On a terminal one screen that is kept up to date; q or Ctrl-C ends it.  Elsewhere a block of
+    lines for each look.  Ends with the mount: with 0 when it was unmounted, with 1 when its daemon
+    has died or does not answer.
+    """
+    store_path = store_of(where)
+    first = _status(store_path)
+    with Store.open(store_path) as store:
+        looks = _looks(store, first, interval_s, count)
+        if sys.stdout.isatty() and sys.stdin.isatty():
+            return _show_live(looks)
+        return _print(looks)
+
+
+def _status(store_path: Path) -> dict[str, Any]:
+    """Return what the daemon tells of itself.
+
+    Raises:
+        MountError: there is none, or it does not answer.
+    """
+    answer = ask_daemon(store_path, "status")
+    problem = silence(store_path) if answer is None else answer.get("error")
+    if answer is None or problem is not None:
+        raise MountError(f"{store_path} can't be watched: {problem}")
+    return answer
+
+
+Look = Callable[[Callable[[float], bool]], Iterator[list[Row]]]
+"""Yields the rows of each look, and waits between them by what it is given: whether to end."""
+
+
+def _looks(store: Store, first: dict[str, Any], interval_s: float, count: int | None) -> Look:
+    paths = _Paths(store)
+
+    def looks(is_ended_within: Callable[[float], bool]) -> Iterator[list[Row]]:
+        before, seen = first, 0
+        while count is None or seen < count:
+            if is_ended_within(interval_s):
+                return
+            after = _after(store.path, before)
+            elapsed_s = after["uptime_s"] - before["uptime_s"]
+            yield watched_lines(before, after, elapsed_s=elapsed_s, path_of=paths.of)
+            before, seen = after, seen + 1
+
+    return looks
+
+
+class _Paths:
+    """Finds the names of files.  An inode does not say in which folders it is."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._places: dict[int, tuple[int, bytes]] = {}
+        self._without: set[int] = set()
+
+    def of(self, ino: int, place: tuple[int, bytes] | None) -> bytes | None:
+        """Return a path of the file *ino*, which was last asked for at *place*, if that is known.
+
+        Where it is not, all entries are searched, for a while at most.
+        """
+        with self._store.read() as snapshot:
+            place = place or self._places.get(ino)
+            if place is None and ino not in self._without:
+                place = _searched(snapshot, ino)
+            if place is None or snapshot.lookup(*place) != ino:
+                self._places.pop(ino, None)
+                self._without.add(ino)
+                return None
+            self._places[ino] = place
+            return path_of(snapshot, *place)
+
+
+def _searched(snapshot: Snapshot, ino: int) -> tuple[int, bytes] | None:
+    deadline_s = time.monotonic() + _SEARCH_S
+    for parent_ino, name, child_ino in snapshot.all_entries(after=(0, b"")):
+        if child_ino == ino:
+            return parent_ino, name
+        if time.monotonic() > deadline_s:
+            break
+    return None
+
+
+class _Ended(Exception):
+    """The daemon is gone.
+
+    Attributes:
+        status: to exit with.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def _after(store_path: Path, before: dict[str, Any]) -> dict[str, Any]:
+    """Ask the daemon again.
+
+    Raises:
+        _Ended: it does not answer any more, or another one does.
+    """
+    answer = ask_daemon(store_path, "status")
+    if answer is None:
+        raise _ended(store_path, Path(before["mountpoint"]))
+    if answer.get("pid") != before["pid"]:
+        raise _Ended("the store was mounted anew", 0)
+    return answer
+
+
+def _ended(store_path: Path, mountpoint: Path) -> _Ended:
+    lock = DaemonLock(store_path)
+    deadline_s = time.monotonic() + _END_WAIT_S
+    while lock.held_elsewhere():
+        if time.monotonic() > deadline_s:
+            return _Ended("the daemon does not answer", 1)
+        time.sleep(_END_POLL_S)
+    if find_mount(mountpoint) is not None:
+        return _Ended(f"the daemon has died; {mountpoint} is stale, mount it again", 1)
+    return _Ended(f"{mountpoint} was unmounted", 0)
+
+
+def _print(looks: Look) -> int:
+    def is_ended_within(wait_s: float) -> bool:
+        time.sleep(wait_s)
+        return False
+
+    try:
+        for rows in looks(is_ended_within):
+            click.echo("".join(f"{label:{_LABEL_COLUMNS}}{text}\n" for label, text in rows))
+    except _Ended as end:
+        click.echo(f"latentfs: {end}", err=True)
+        return end.status
+    return 0
+
+
+def _show_live(looks: Look) -> int:
+    try:
+        with _keys() as is_quit_within, Live(console=Console(), screen=True) as live:
+            for rows in looks(is_quit_within):
+                live.update(_screen(rows), refresh=True)
+    except _Ended as end:
+        click.echo(f"latentfs: {end}", err=True)
+        return end.status
+    except KeyboardInterrupt:
+        pass
+    return 0
+
+
+def _screen(rows: list[Row]) -> Text:
+    """The rows as they are: what a file is called is no markup.  Each is cut at the right edge."""
+    screen = Text(no_wrap=True, overflow="ellipsis")
+    for label, text in rows:
+        screen.append(label.ljust(_LABEL_COLUMNS), style="bold")
+        screen.append(f"{text}\n")
+    return screen.append("q ends it", style="dim")
+
+
+@contextlib.contextmanager
+def _keys() -> Iterator[Callable[[float], bool]]:
+    """Give what waits so many seconds for a q, and says whether there was one."""
+    fd = sys.stdin.fileno()
+    before = termios.tcgetattr(fd)
+
+    def is_quit_within(wait_s: float) -> bool:
+        deadline_s = time.monotonic() + wait_s
+        while (left_s := deadline_s - time.monotonic()) > 0:
+            if select.select([fd], [], [], left_s)[0]:
+                typed = os.read(fd, 1024)
+                if not typed or b"q" in typed:
+                    return True
+        return False
+
+    tty.setcbreak(fd)
+    try:
+        yield is_quit_within
+    finally:
+        termios.tcsetattr(fd, termios.TCSADRAIN, before)

@@ -1,0 +1,61 @@
+"""What systemd says of the units, as they are installed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from latentfs.service.installation import install, plan_for_the_machine, plan_for_user
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("systemd-analyze") is None, reason="systemd is not installed"
+)
+
+# In tenths; what can't be better is in docs/systemd.md.
+_EXPOSURE_MAX = 45
+
+
+def _analyze(*arguments: object, runtime: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["systemd-analyze", "--no-pager", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "XDG_RUNTIME_DIR": str(runtime)},
+    )
+
+
+@pytest.fixture
+def executable(tmp_path: Path) -> Path:
+    path = tmp_path / "bin" / "latentfs"
+    path.parent.mkdir()
+    path.write_text("#!/bin/sh\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path, executable: Path) -> None:
+    unit = install(plan_for_the_machine(tmp_path, executable))[0].path
+    done = _analyze("verify", unit, runtime=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_systemd_finds_nothing_wrong_with_the_unit_of_a_user(
+    tmp_path: Path, executable: Path
+) -> None:
+    unit = install(plan_for_user(tmp_path, executable))[0].path
+    done = _analyze("verify", "--user", unit, runtime=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_unit_is_exposed_no_more_than_a_mount_has_to_be(
+    tmp_path: Path, executable: Path
+) -> None:
+    unit = install(plan_for_the_machine(tmp_path, executable))[0].path
+    arguments = ["security", "--offline=true", f"--threshold={_EXPOSURE_MAX}", unit]
+    done = _analyze(*arguments, runtime=tmp_path)
+    assert done.returncode == 0, done.stdout

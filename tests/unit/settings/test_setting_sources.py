@@ -1,0 +1,133 @@
+"""Where settings come from, and which source counts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from latentfs.errors import InvalidArgumentError
+from latentfs.settings.sources import SettingSources, given_by_mount_options
+
+
+def sources(
+    *,
+    file: Path | None = Path("/dev/null"),
+    given: dict[str, object] | None = None,
+    environment: dict[str, str] | None = None,
+) -> SettingSources:
+    given = given or {}
+    return SettingSources(
+        file=file,
+        given=given,
+        given_as={name: f"--{name}" for name in given},
+        environment=environment or {},
+    )
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "art.toml"
+    path.write_text('cache = "1G"\nprefetch = 1\nread_only = true\n')
+    return path
+
+
+def test_the_defaults():
+    resolved = sources().resolve()
+    assert resolved.settings.cache_bytes == 512 << 20
+    assert resolved.settings.develop
+    assert resolved.settings.store is None
+    assert set(resolved.origins.values()) == {"default"}
+
+
+def test_the_command_line_goes_before_the_environment_and_that_before_the_file(file):
+    resolved = sources(
+        file=file,
+        environment={"LATENTFS_CACHE": "2G", "LATENTFS_PREFETCH": "2"},
+        given={"cache": "3G"},
+    ).resolve()
+    assert resolved.settings.cache_bytes == 3 << 30
+    assert resolved.settings.prefetch_files == 2
+    assert resolved.settings.read_only
+    assert resolved.origins["cache"] == "--cache"
+    assert resolved.origins["prefetch"] == "LATENTFS_PREFETCH"
+    assert resolved.origins["read_only"] == str(file)
+    assert resolved.origins["device"] == "default"
+    assert resolved.written["cache"] == "3G"
+
+
+def test_one_file_is_read_the_first_that_is_there(tmp_path, file):
+    home = tmp_path / "home" / "latentfs"
+    home.mkdir(parents=True)
+    (home / "config.toml").write_text('cache = "5M"\n')
+    environment = {"XDG_CONFIG_HOME": str(tmp_path / "home")}
+    chosen = {**environment, "LATENTFS_CONFIG": str(file)}
+
+    def cache_bytes(file: Path | None, environment: dict[str, str]) -> int:
+        return sources(file=file, environment=environment).resolve().settings.cache_bytes
+
+    assert cache_bytes(None, environment) == 5 << 20
+    assert cache_bytes(None, chosen) == 1 << 30
+    assert cache_bytes(Path("/dev/null"), chosen) == 512 << 20
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('cahce = "1G"', "'cahce' is not a setting; did you mean 'cache'?"),
+        ("render-timeout = 3", "'render-timeout' is not a setting; did you mean 'render_timeout'?"),
+        ('zzz = "1G"', "'zzz' is not a setting"),
+        ("[mount]\ncache = 1", "'mount' is not a setting"),
+        ('cache = "much"', "'much' is not a size"),
+        ("cache = true", "True is not a size"),
+        ("prefetch = 65", "65 is not a whole number from 0 to 64"),
+        ('store = "art.lfs"', "'art.lfs' is relative"),
+        ('mount_options = ["allow_othr"]', "did you mean 'allow_other'?"),
+        ("cache = ", "is not TOML"),
+        ("\udcff", "is not TOML"),
+    ],
+)
+def test_a_file_that_can_not_be_used_is_refused_with_its_name(tmp_path, text, said):
+    path = tmp_path / "art.toml"
+    path.write_text(text, errors="surrogateescape")
+    with pytest.raises(InvalidArgumentError) as caught:
+        sources(file=path).resolve()
+    assert said in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_a_file_that_was_asked_for_must_be_there(tmp_path):
+    with pytest.raises(InvalidArgumentError, match="can't be read: No such file"):
+        sources(file=tmp_path / "none.toml").resolve()
+
+
+def test_a_misspelt_variable_is_refused_and_others_are_left_alone():
+    with pytest.raises(InvalidArgumentError, match="did you mean 'render_timeout'"):
+        sources(environment={"LATENTFS_RENDERTIMEOUT": "3s"}).resolve()
+    sources(environment={"LATENTFS_TEST_ALL": "1", "CACHE": "x"}).resolve()
+
+
+def test_a_wrong_value_is_refused_with_where_it_came_from():
+    with pytest.raises(InvalidArgumentError, match=r"^cache of LATENTFS_CACHE: 'x' is not a size"):
+        sources(environment={"LATENTFS_CACHE": "x"}).resolve()
+
+
+def test_mount_options_give_settings_and_what_the_kernel_is_told():
+    given = given_by_mount_options(
+        "rw,noatime,cache=2G,render-timeout=5s,nofail,x-a.b=c,cache=3G,ro"
+    )
+    assert given == {
+        "read_only": True,
+        "cache": "3G",
+        "render_timeout": "5s",
+        "mount_options": ["noatime"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("option", "hint"),
+    [("cahce=2G", "'cache'"), ("allow-other", "'allow_other'"), ("zzzz", ""), ("cache", "")],
+)
+def test_an_unknown_mount_option_is_refused(option, hint):
+    with pytest.raises(InvalidArgumentError, match=f"{option!r} is not known.*{hint}"):
+        given_by_mount_options(f"ro,{option}")

@@ -1,0 +1,129 @@
+"""What values of settings may look like."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latentfs.settings import values
+from latentfs.settings.mount_settings import SETTINGS
+from latentfs.telemetry.address import TcpAddress, UnixAddress
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("0", 0),
+        ("7", 7),
+        (7, 7),
+        ("300K", 300 << 10),
+        ("2g", 2 << 30),
+        ("1 GiB", None),
+        ("1GiB", 1 << 30),
+    ],
+)
+def test_sizes(written, expected):
+    if expected is None:
+        with pytest.raises(ValueError, match="is not a size"):
+            values.read_bytes(written)
+    else:
+        assert values.read_bytes(written) == expected
+
+
+@pytest.mark.parametrize(
+    "written", ["", "-1", "1.5G", "many", -1, True, 1.5, None, [], "9" * 30 + "X"]
+)
+def test_what_is_no_size(written):
+    with pytest.raises(ValueError, match=r"is not a size; use a number with K, M, G or T"):
+        values.read_bytes(written)
+
+
+@pytest.mark.parametrize(
+    ("written", "expected_s"),
+    [("60s", 60), ("500ms", 0.5), ("1.5 m", 90), ("2h", 7200), (3, 3), (0.25, 0.25), (".5", 0.5)],
+)
+def test_times(written, expected_s):
+    assert values.read_seconds()(written) == pytest.approx(expected_s)
+
+
+@pytest.mark.parametrize("written", ["", "-1s", "1d", "inf", "nan", "1e3", "s", True, None])
+def test_what_is_no_time(written):
+    with pytest.raises(ValueError, match="is not a time"):
+        values.read_seconds()(written)
+
+
+def test_a_time_that_is_too_short():
+    with pytest.raises(ValueError, match=r"'50ms' is too short; use 0.1s or more"):
+        values.read_seconds(at_least_s=0.1)("50ms")
+
+
+def test_shares():
+    assert values.read_share("auto") is None
+    assert values.read_share("0.25") == 0.25
+    assert values.read_share(1) == 1
+    for written in ("nan", "-0.1", "1.1", "half", None):
+        with pytest.raises(ValueError, match="neither auto nor a number"):
+            values.read_share(written)
+
+
+def test_numbers():
+    read = values.number_between(0, 64)
+    assert read("64") == read(64) == 64
+    for written in ("65", "-1", "", "1.0", 1.0, "²", "9" * 5000):
+        with pytest.raises(ValueError, match="is not a whole number from 0 to 64"):
+            read(written)
+
+
+def test_yes_and_no():
+    assert values.yes_or_no(True)
+    assert values.yes_or_no("Yes")
+    assert not values.yes_or_no("off")
+    with pytest.raises(ValueError, match="neither yes nor no"):
+        values.yes_or_no("maybe")
+
+
+def test_addresses():
+    assert values.listen_address("none") is None
+    assert values.listen_address("127.0.0.1:9567") == TcpAddress("127.0.0.1", 9567)
+    assert values.listen_address("unix:/run/x.sock") == UnixAddress(Path("/run/x.sock"))
+    with pytest.raises(ValueError, match="is no address"):
+        values.listen_address("9567")
+
+
+def test_paths(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ann")
+    assert values.read_path("~/art.lfs") == Path("/home/ann/art.lfs")
+    for written in ("art.lfs", "", "/a\0b"):
+        with pytest.raises(ValueError, match=r"relative|not a path"):
+            values.read_path(written)
+
+
+def test_where_lines_go():
+    assert values.read_log("stderr") == "stderr"
+    assert values.read_log("syslog") == "syslog"
+    assert values.read_log("/var/log/latentfs.log") == Path("/var/log/latentfs.log")
+    with pytest.raises(ValueError, match="or write stderr or syslog"):
+        values.read_log("stdout")
+
+
+def test_lists():
+    assert values.read_list("a, b,,c") == ("a", "b", "c")
+    assert values.read_list(["a", "b"]) == ("a", "b")
+    with pytest.raises(ValueError, match="is not a list of texts"):
+        values.read_list(["a", 1])
+
+
+@given(st.sampled_from(SETTINGS), st.one_of(st.text(), st.integers(), st.floats(), st.none()))
+def test_a_reader_returns_or_refuses(setting, written):
+    with contextlib.suppress(ValueError):
+        setting.read(written)
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
+def test_each_default_can_be_read(setting):
+    if setting.default is not None:
+        setting.read(setting.default)

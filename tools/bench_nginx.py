@@ -1,0 +1,174 @@
+#!/usr/bin/env python
+"""Sets nginx on a mount against nginx on the same files in an ordinary file system.
+
+Both serve with the configuration of examples/nginx, by the same binary, and are asked in turns by
+wrk on the same machine, everything being in memory.  Prints a line for each variant of the
+configuration: requests a second and the 99th percentile of the latency, medians of the rounds.
+
+    tools/bench_nginx.py /mnt/art/pictures --scratch /var/tmp
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import statistics
+import subprocess
+import tempfile
+import urllib.parse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+from example_nginx import ExampleNginx, running_nginx
+
+_CACHE = "open_file_cache max=4000 inactive=60s;"
+_HOT_POOL = "aio threads=latentfs_hot;"
+VARIANTS: dict[str, dict[str, str]] = {
+    "as documented": {},
+    "no checks": {"auth_request /latentfs-check;": ""},
+    "no open_file_cache": {_CACHE: "open_file_cache off;"},
+    "no aio threads": {_HOT_POOL: ""},
+    "hot pool of 32": {"latentfs_hot threads=8": "latentfs_hot threads=32"},
+    "no tcp_nopush": {"tcp_nopush on;": ""},
+    "sendfile_max_chunk 256k": {"sendfile on;": "sendfile on; sendfile_max_chunk 256k;"},
+    "sendfile_max_chunk 0": {"sendfile on;": "sendfile on; sendfile_max_chunk 0;"},
+    "sendfile off": {"sendfile on;": "sendfile off; output_buffers 2 512k;"},
+    "1 worker": {"worker_processes auto;": "worker_processes 1;"},
+}
+_REPORT = """
+done = function(summary, latency, requests)
+  local errors = summary.errors
+  io.write(string.format("RESULT %f %f %d\\n", summary.requests / summary.duration * 1e6,
+    latency:percentile(99) / 1000,
+    errors.connect + errors.read + errors.write + errors.status + errors.timeout))
+end
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Round:
+    requests_per_s: float
+    p99_ms: float
+    errors: int
+
+
+def _median(rounds: list[_Round]) -> _Round:
+    return _Round(
+        statistics.median(each.requests_per_s for each in rounds),
+        statistics.median(each.p99_ms for each in rounds),
+        sum(each.errors for each in rounds),
+    )
+
+
+def _write_script(path: Path, names: list[str]) -> None:
+    """Ask for one file after the other, each thread from another one on."""
+    targets = ",".join(f'"/art/{urllib.parse.quote(name)}"' for name in names)
+    path.write_text(
+        f"local paths = {{{targets}}}\n"
+        "local at = 0\n"
+        "init = function() math.randomseed(os.time()); at = math.random(#paths) end\n"
+        "request = function() at = at % #paths + 1; return wrk.format('GET', paths[at]) end\n"
+        + _REPORT
+    )
+
+
+def _ask(nginx: ExampleNginx, script: Path, *, connections: int, seconds: int) -> _Round:
+    command = ["wrk", "-t2", f"-c{connections}", f"-d{seconds}s", "-s", str(script), nginx.url]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = re.search(r"RESULT (\S+) (\S+) (\d+)", done.stdout)
+    if found is None:
+        raise click.ClickException(f"wrk printed no result:\n{done.stdout}")
+    return _Round(float(found[1]), float(found[2]), int(found[3]))
+
+
+@contextlib.contextmanager
+def _both(
+    scratch: Path, mounted: Path, plain: Path, changes: dict[str, str]
+) -> Iterator[tuple[ExampleNginx, ExampleNginx]]:
+    with (
+        running_nginx(scratch / "m", mounted, changes=changes) as on_mount,
+        running_nginx(scratch / "p", plain, changes=changes) as on_plain,
+    ):
+        yield on_mount, on_plain
+
+
+@click.command(help=__doc__)
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "--scratch",
+    type=click.Path(exists=True, path_type=Path),
+    default=Path("/var/tmp"),
+    help="A folder in the file system to compare with.",
+)
+@click.option(
+    "--variant",
+    "variants",
+    multiple=True,
+    type=click.Choice(list(VARIANTS)),
+    help="Only this one; may be given several times.",
+)
+@click.option("--connections", default=64, show_default=True)
+@click.option("--seconds", default=5, show_default=True, help="Of each round.")
+@click.option("--rounds", default=5, show_default=True)
+def main(
+    folder: Path,
+    scratch: Path,
+    variants: tuple[str, ...],
+    connections: int,
+    seconds: int,
+    rounds: int,
+) -> None:
+    names = sorted(path.name for path in folder.iterdir() if path.suffix in {".png", ".jpg"})
+    if not names:
+        raise click.ClickException(f"{folder} has no PNG and no JPEG files")
+    with tempfile.TemporaryDirectory(dir=scratch) as temporary:
+        plain = Path(temporary) / "plain"
+        plain.mkdir()
+        for name in names:  # which also brings them into memory
+            shutil.copy2(folder / name, plain)
+        size = sum((plain / name).stat().st_size for name in names)
+        click.echo(f"{len(names)} files of {size / len(names) / 1024:.0f} KiB, ", nl=False)
+        click.echo(f"{connections} connections, {rounds} rounds of {seconds} s")
+        script = Path(temporary) / "paths.lua"
+        _write_script(script, names)
+        for variant in variants or VARIANTS:
+            with _both(Path(temporary), folder, plain, VARIANTS[variant]) as both:
+                on_mount, on_plain = _rounds(
+                    both, script, connections=connections, seconds=seconds, rounds=rounds
+                )
+            click.echo(_line(variant, on_mount, on_plain))
+
+
+def _rounds(
+    both: tuple[ExampleNginx, ExampleNginx],
+    script: Path,
+    *,
+    connections: int,
+    seconds: int,
+    rounds: int,
+) -> tuple[_Round, _Round]:
+    """Ask both in turns; the one that is first alternates too."""
+    results: tuple[list[_Round], list[_Round]] = ([], [])
+    for number in range(-1, rounds):  # one more, which does not count, opens the files
+        for side in (0, 1) if number % 2 else (1, 0):
+            result = _ask(both[side], script, connections=connections, seconds=seconds)
+            if number >= 0:
+                results[side].append(result)
+    return _median(results[0]), _median(results[1])
+
+
+def _line(variant: str, on_mount: _Round, on_plain: _Round) -> str:
+    return (
+        f"{variant:24} mount {on_mount.requests_per_s:7.0f}/s p99 {on_mount.p99_ms:6.1f} ms"
+        f" | plain {on_plain.requests_per_s:7.0f}/s p99 {on_plain.p99_ms:6.1f} ms"
+        f" | {on_mount.requests_per_s / on_plain.requests_per_s:.2f} of the requests, p99"
+        f" {on_mount.p99_ms / on_plain.p99_ms:.2f} times, errors {on_mount.errors}"
+        f" and {on_plain.errors}"
+    )
+
+
+if __name__ == "__main__":
+    main()
