@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import functools
 import logging
-import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -256,8 +255,11 @@ class _Daemon:
 
     async def _become_ready(self, parts: _Parts, health: Health) -> None:
         # The kernel takes up its own settings with the first answer, in place of what was set
-        # before.  The thread is left alone if the mount ends first: its question fails then.
-        await trio.to_thread.run_sync(os.stat, self._mountpoint, abandon_on_cancel=True)
+        # before.
+        try:
+            await SelfRead(self._mountpoint)()
+        except (MountError, OSError) as error:
+            log.warning("the mount may not be ready yet: %s", error)
         await trio.to_thread.run_sync(tune, self._mountpoint)
         self._is_tuned = True
         self._notifier.ready()
