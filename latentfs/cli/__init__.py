@@ -70,6 +70,9 @@ def main() -> NoReturn:
 
     Exit status: 0 all done, 1 failed or something was refused, 2 used wrongly, 130 interrupted.
     """
+    if sys.argv[1:2] and sys.argv[1].startswith("/"):
+        # mount.fuse3 runs "latentfs STORE MOUNTPOINT -o ..." where mount.latentfs is not linked.
+        importlib.import_module("latentfs.cli.mount_helper").main()
     try:
         status = _latentfs.main(standalone_mode=False)
         sys.stdout.flush()

@@ -28,6 +28,7 @@ __all__ = [
 FILESYSTEM_TYPE = "fuse.latentfs"
 _FUSE_CONFIGURATION = Path("/etc/fuse.conf")
 _UNMOUNT_WAIT_S = 10.0
+_BUSY_WAIT_S = 0.5
 _ESCAPED = (("040", " "), ("011", "\t"), ("012", "\n"), ("043", "#"), ("134", "\\"))
 
 
@@ -154,6 +155,26 @@ def unmount(path: Path, *, lazy: bool = False) -> None:
         raise MountError(f"nothing is mounted on {path}")
     if mount.type != FILESYSTEM_TYPE:
         raise MountError(f"{mount.type} is mounted on {path}, not latentfs; use umount")
+    # The daemon's question to itself, and whoever looks at every mount, use it for a moment.
+    busy_until_s = time.monotonic() + _BUSY_WAIT_S
+    while (reason := _fusermount(path, lazy=lazy)) is not None:
+        if "busy" not in reason:
+            raise MountError(f"can't unmount {path}: {reason}")
+        if time.monotonic() > busy_until_s:
+            raise MountError(
+                f"can't unmount {path}: {reason}; close the programs that use it (fuser -m lists "
+                "them)"
+            )
+        time.sleep(0.05)
+    deadline_s = time.monotonic() + _UNMOUNT_WAIT_S
+    while find_mount(path) == mount:
+        if time.monotonic() > deadline_s:
+            raise MountError(f"{path} is still mounted after {_UNMOUNT_WAIT_S:g} s; try again")
+        time.sleep(0.02)
+
+
+def _fusermount(path: Path, *, lazy: bool) -> str | None:
+    """Unmount *path*; return why it could not be done, if so."""
     tool = shutil.which("fusermount3")
     if tool is None:
         raise MountError("fusermount3 is not installed; install the package fuse3")
@@ -161,12 +182,6 @@ def unmount(path: Path, *, lazy: bool = False) -> None:
     done = subprocess.run(
         [tool, *flags, "--", str(path)], capture_output=True, text=True, check=False
     )
-    if done.returncode != 0:
-        reason = done.stderr.strip() or f"fusermount3 ended with {done.returncode}"
-        hint = "; close the programs that use it (fuser -m lists them)" if "busy" in reason else ""
-        raise MountError(f"can't unmount {path}: {reason}{hint}")
-    deadline_s = time.monotonic() + _UNMOUNT_WAIT_S
-    while find_mount(path) == mount:
-        if time.monotonic() > deadline_s:
-            raise MountError(f"{path} is still mounted after {_UNMOUNT_WAIT_S:g} s; try again")
-        time.sleep(0.02)
+    if done.returncode == 0:
+        return None
+    return done.stderr.strip() or f"fusermount3 ended with {done.returncode}"

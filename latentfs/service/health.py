@@ -107,10 +107,10 @@ class Health:
         return f"no answer for {silent_s:.0f} s: {self._error}"
 
     async def run(self) -> None:
-        """Ask the mount every ten seconds, until cancelled."""
+        """Ask the mount every ten seconds, the first time after as long, until cancelled."""
         while True:
-            await self._ask()
             await trio.sleep(_SELF_READ_EVERY_S)
+            await self._ask()
 
     async def _ask(self) -> None:
         try:
