@@ -32,19 +32,20 @@ from latentfs.fs.mountpoint import (
     resolve_mountpoint,
 )
 from latentfs.fs.operations import LatentOperations
+from latentfs.fs.parts import MountParts
 from latentfs.fs.prefetch import SequenceDetector
 from latentfs.fs.renditions import PictureCache, Renditions, open_renditions
 from latentfs.fs.status import StatusReport
 from latentfs.fs.tuning import MAX_BACKGROUND, tune
 from latentfs.fs.warm_up import warm_up_jobs
 from latentfs.ingest.developer import Developer
-from latentfs.render.scheduler import Scheduler, open_scheduler
+from latentfs.render.scheduler import open_scheduler
 from latentfs.service.health import Health, SelfRead, feed_watchdog
 from latentfs.service.notify import Notifier
 from latentfs.settings.kernel_options import chosen_options
 from latentfs.settings.mount_settings import MountSettings
 from latentfs.store.daemon_lock import DaemonLock
-from latentfs.store.live_store import LiveStore, open_live_store
+from latentfs.store.live_store import open_live_store
 from latentfs.store.store import Store
 from latentfs.telemetry.address import Address
 from latentfs.telemetry.endpoint import serve_metrics
@@ -113,19 +114,6 @@ def mount_and_serve(settings: MountSettings, callbacks: Callbacks) -> None:
             lock.release()
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class _Parts:
-    """The parts of a mount that are there as long as it is."""
-
-    store: LiveStore
-    cache: PictureCache
-    scheduler: Scheduler
-    renditions: Renditions
-    detector: SequenceDetector
-    operations: LatentOperations
-    developer: Developer
-
-
 class _Daemon:
     def __init__(
         self,
@@ -167,7 +155,7 @@ class _Daemon:
                 pyfuse3.close(unmount=True)
 
     @asynccontextmanager
-    async def _open_parts(self) -> AsyncIterator[_Parts]:
+    async def _open_parts(self) -> AsyncIterator[MountParts]:
         settings = self._settings
         cache: PictureCache = TieredCache(
             budget_bytes=settings.cache_bytes, pixel_share=settings.pixel_share
@@ -206,7 +194,7 @@ class _Daemon:
             if settings.develop:
                 operations.on_finished = developer.finished
                 operations.on_vae_named = developer.look_again
-            yield _Parts(
+            yield MountParts(
                 store=store,
                 cache=cache,
                 scheduler=scheduler,
@@ -234,7 +222,7 @@ class _Daemon:
                 "/etc/fuse.conf where it is needed?"
             ) from error
 
-    async def _serve(self, parts: _Parts, health: Health, signals: AsyncIterator[int]) -> None:
+    async def _serve(self, parts: MountParts, health: Health, signals: AsyncIterator[int]) -> None:
         live = self._live_settings(parts)
         fit_cache = functools.partial(
             fit_cache_to_memory,
@@ -253,7 +241,7 @@ class _Daemon:
             log.info("%s is unmounted", self._mountpoint)
             nursery.cancel_scope.cancel()
 
-    async def _become_ready(self, parts: _Parts, health: Health) -> None:
+    async def _become_ready(self, parts: MountParts, health: Health) -> None:
         # The kernel takes up its own settings with the first answer, in place of what was set
         # before.
         try:
@@ -292,7 +280,7 @@ class _Daemon:
         await live.reload()
         self._notifier.ready()
 
-    def _live_settings(self, parts: _Parts) -> LiveSettings:
+    def _live_settings(self, parts: MountParts) -> LiveSettings:
         def set_render_timeout(timeout_s: float) -> None:
             parts.scheduler.render_timeout_s = timeout_s
             parts.renditions.render_timeout_s = timeout_s
@@ -314,7 +302,7 @@ class _Daemon:
 
     # What is told
 
-    def _health(self, parts: _Parts) -> Health:
+    def _health(self, parts: MountParts) -> Health:
         activity = parts.operations.activity
         return Health(
             SelfRead(self._mountpoint),
@@ -323,7 +311,7 @@ class _Daemon:
         )
 
     def _serve_metrics(
-        self, parts: _Parts, health: Health
+        self, parts: MountParts, health: Health
     ) -> AbstractAsyncContextManager[Address | None]:
         def is_healthy() -> tuple[bool, str]:
             problem = health.problem()
@@ -351,23 +339,16 @@ class _Daemon:
         )
 
     def _report(
-        self, parts: _Parts, health: Health, metrics_address: Address | None
+        self, parts: MountParts, health: Health, metrics_address: Address | None
     ) -> StatusReport:
         return StatusReport(
+            parts,
             mountpoint=self._mountpoint,
-            store=parts.store,
-            operations=parts.operations,
-            renditions=parts.renditions,
-            scheduler=parts.scheduler,
-            cache=parts.cache,
-            developer=parts.developer,
-            is_rendering=parts.renditions.is_rendering,
-            refused_for_s=parts.scheduler.refused_for_s,
             problem=health.problem,
             metrics_address=None if metrics_address is None else str(metrics_address),
         )
 
-    def _status_line(self, parts: _Parts) -> str:
+    def _status_line(self, parts: MountParts) -> str:
         """What ``systemctl status`` shows."""
         scheduler, files = parts.scheduler.statistics(), parts.operations.statistics().files
         renderer = f"ready on {', '.join(scheduler.devices)}" if scheduler.devices else "starting"

@@ -15,12 +15,9 @@ from typing import Any
 
 from latentfs import __version__
 from latentfs.errors import InvalidArgumentError, PathError
-from latentfs.fs.operations import LatentOperations
-from latentfs.fs.renditions import Flown, PictureCache, Renditions
-from latentfs.ingest.developer import Developer
+from latentfs.fs.parts import MountParts
+from latentfs.fs.renditions import Flown
 from latentfs.render.jobs import content_key
-from latentfs.render.scheduler import Scheduler
-from latentfs.store.live_store import LiveStore
 from latentfs.store.records import Inode
 from latentfs.telemetry.activity import Tier
 
@@ -34,37 +31,20 @@ class StatusReport:
     """Puts together what the parts of a mount know.
 
     Args:
-        is_rendering: whether a render of a content, by its key, is going on or queued.
-        refused_for_s: for how many seconds a content, by its key, is still refused because
-            renderers were lost over it; 0 if it is not.
         problem: says what is wrong with the mount as a whole, None if it is well.
         metrics_address: where metrics are served, None for nowhere.
     """
 
     def __init__(
         self,
+        parts: MountParts,
         *,
         mountpoint: Path,
-        store: LiveStore,
-        operations: LatentOperations,
-        renditions: Renditions,
-        scheduler: Scheduler,
-        cache: PictureCache,
-        developer: Developer,
-        is_rendering: Callable[[bytes], bool],
-        refused_for_s: Callable[[bytes], float],
         problem: Callable[[], str | None],
         metrics_address: str | None,
     ) -> None:
+        self._parts = parts
         self._mountpoint = mountpoint
-        self._store = store
-        self._operations = operations
-        self._renditions = renditions
-        self._scheduler = scheduler
-        self._cache = cache
-        self._developer = developer
-        self._is_rendering = is_rendering
-        self._refused_for_s = refused_for_s
         self._problem = problem
         self._metrics_address = metrics_address
         self._started_s = time.time()
@@ -74,8 +54,8 @@ class StatusReport:
 
         The ``slowest`` reads have the folder and name that their file was last asked for by.
         """
-        rendered, counted = self._scheduler.statistics(), self._operations.statistics()
-        flights = self._renditions.statistics()
+        rendered, counted = self._parts.scheduler.statistics(), self._parts.operations.statistics()
+        flights = self._parts.renditions.statistics()
         waits = rendered.queue_waits_s.items()
         return {
             "version": __version__,
@@ -109,22 +89,22 @@ class StatusReport:
                 priority.name.lower(): {"count": wait.count, "total_s": wait.total}
                 for priority, wait in waits
             },
-            **dataclasses.asdict(self._store.live_statistics()),
-            **dataclasses.asdict(self._developer.statistics()),
-            "cache": dataclasses.asdict(self._cache.statistics()),
+            **dataclasses.asdict(self._parts.store.live_statistics()),
+            **dataclasses.asdict(self._parts.developer.statistics()),
+            "cache": dataclasses.asdict(self._parts.cache.statistics()),
         }
 
     def _activity(self) -> dict[str, Any]:
-        activity = dataclasses.asdict(self._operations.activity.statistics())
+        activity = dataclasses.asdict(self._parts.operations.activity.statistics())
         for read in activity["slowest"]:
-            place = self._operations.name_of(read["ino"])
+            place = self._parts.operations.name_of(read["ino"])
             read["parent_ino"], name = (None, None) if place is None else place
             read["name"] = None if name is None else os.fsdecode(name)
         return activity
 
     def renders(self) -> dict[str, Any]:
         """Return the last finished renders, oldest first."""
-        return {"renders": [dataclasses.asdict(flown) for flown in self._renditions.flown()]}
+        return {"renders": [dataclasses.asdict(flown) for flown in self._parts.renditions.flown()]}
 
     def explain(self, ino: int) -> dict[str, Any]:
         """Return what only the daemon knows of the file *ino*.
@@ -139,18 +119,18 @@ class StatusReport:
         """
         if type(ino) is not int or not 0 < ino < 1 << 64:
             raise InvalidArgumentError(f"{ino!r} is not the number of an inode")
-        with self._store.read() as snapshot:
+        with self._parts.store.read() as snapshot:
             inode = snapshot.inode(ino)
         if inode is None:
             raise PathError(f"there is no inode {ino}")
         content = None if inode.content is None else content_key(inode)
-        refused_s = 0.0 if content is None else self._refused_for_s(content)
+        refused_s = 0.0 if content is None else self._parts.scheduler.refused_for_s(content)
         flown = self._last_render(ino)
         return {
             "tier": self._tier(inode, content, refused_s),
             "refused_for_s": refused_s,
             "last_render": None if flown is None else dataclasses.asdict(flown),
-            "renderer_devices": list(self._scheduler.statistics().devices),
+            "renderer_devices": list(self._parts.scheduler.statistics().devices),
         }
 
     def _tier(self, inode: Inode, content: bytes | None, refused_s: float) -> str | None:
@@ -158,13 +138,13 @@ class StatusReport:
             if inode.latent_file is not None:
                 return Tier.LATENT_FILE
             return Tier.BYTES if inode.is_regular else None
-        if self._cache.pixels(content) is not None:
+        if self._parts.cache.pixels(content) is not None:
             return Tier.PIXELS
-        if self._is_rendering(content):
+        if self._parts.renditions.is_rendering(content):
             return Tier.SHARED
         if refused_s > 0:
             return QUARANTINED
-        return Tier.MISS if self._cache.latent(content) is None else Tier.LATENT
+        return Tier.MISS if self._parts.cache.latent(content) is None else Tier.LATENT
 
     def _last_render(self, ino: int) -> Flown | None:
-        return next((f for f in reversed(self._renditions.flown()) if f.ino == ino), None)
+        return next((f for f in reversed(self._parts.renditions.flown()) if f.ino == ino), None)
