@@ -382,7 +382,8 @@ def test_the_daemon_is_not_told_of_a_service_manager_that_did_not_start_it(
 
 
 def test_what_mount_fuse3_runs_where_no_helper_is_linked_is_understood(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "latentfs", tmp_path / "none.lfs", tmp_path, "-o", "rw,nofail"]
+    arguments = [str(tmp_path / "none.lfs"), str(tmp_path), "-o", "rw,nofail"]
+    command = [sys.executable, "-m", "latentfs", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=False)
     assert done.returncode == 32
     assert "none.lfs" in done.stderr
