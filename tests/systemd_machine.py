@@ -1,8 +1,9 @@
 """A real systemd as the first process of a machine of its own, for tests.
 
-The machine has its own processes, mounts, /etc, /run, /tmp and control groups, and none of
-the services that the real one has: its unit folder holds nothing but targets that do nothing.  So
-nothing of a real boot runs in it; the clean-up of temporary files would empty the real /tmp.
+The machine has its own processes, mounts, /etc, /usr/sbin, /run, /tmp and control groups, and
+none of the services that the real one has: its unit folder holds nothing but targets that do
+nothing.  So nothing of a real boot runs in it; the clean-up of temporary files would empty the
+real /tmp.
 """
 
 from __future__ import annotations
@@ -195,8 +196,10 @@ def _become_the_machine(folder: Path, terminal: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     _mount("--move", kept, folder)
     kept.rmdir()
-    subprocess.run(["cp", "-a", "/etc", "/run/etc"], check=True)
-    _mount("--bind", "/run/etc", "/etc")
+    for number, written in enumerate(("/etc", "/usr/sbin")):
+        copy = f"/run/copy{number}"
+        subprocess.run(["cp", "-a", written, copy], check=True)
+        _mount("--bind", copy, written)
     for hidden in (_UNITS, _GENERATORS):
         _mount("-t", "tmpfs", "tmpfs", hidden)
     for name in _TARGETS:

@@ -1,4 +1,4 @@
-#!/usr/bin/env python
+#!/usr/bin/env python3
 """Runs nginx with the configuration of examples/nginx, with other paths and ports.
 
 Nothing else of it is changed, so that what is documented is what is tested, measured and shown.
@@ -82,7 +82,7 @@ class ExampleNginx:
             "/var/log/nginx": place,
             "/srv/gallery": _quoted(_EXAMPLE / "gallery"),
             "/run/nginx-latentfs": f"{place}/checks",
-            "/mnt/art": _quoted(files.absolute()),
+            "/srv/art": _quoted(files.absolute()),
             "listen 80;": f"listen 127.0.0.1:{self.port};",
             "127.0.0.1:8079": f"127.0.0.1:{check_port}",
             **(changes or {}),

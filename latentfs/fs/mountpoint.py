@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from latentfs.errors import MountError
+from latentfs.service.automount import passes_automounts
 
 __all__ = [
     "FILESYSTEM_TYPE",
@@ -26,6 +27,7 @@ __all__ = [
 ]
 
 FILESYSTEM_TYPE = "fuse.latentfs"
+_AUTOMOUNT_TYPE = "autofs"
 _FUSE_CONFIGURATION = Path("/etc/fuse.conf")
 _UNMOUNT_WAIT_S = 10.0
 _BUSY_WAIT_S = 0.5
@@ -107,7 +109,7 @@ def prepare_mountpoint(path: Path, *, store_path: Path) -> None:
             "mount; choose another mount point"
         )
     mount = find_mount(path)
-    if mount is not None:
+    if mount is not None and not (mount.type == _AUTOMOUNT_TYPE and passes_automounts()):
         if mount.type != FILESYSTEM_TYPE or not _is_stale(path):
             raise MountError(
                 f"{mount.source} ({mount.type}) is mounted on {path} already; "

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from latentfs.errors import InvalidArgumentError
+from latentfs.service.automount import passes_automounts
 from latentfs.telemetry.logs import is_journal
 
 __all__ = ["READY_FD_FLAG", "log_destination", "start_daemon", "waited_for"]
@@ -38,6 +39,8 @@ _USER_VARIABLES = ("XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR", "XDG_
 
 def start_daemon(arguments: Sequence[str], *, user: str | None = None) -> int:
     """Run ``latentfs mount`` with *arguments* in a session of its own, until the mount is usable.
+
+    Called by systemd's mount(8), it stays in systemd's session.
 
     Interrupted by Ctrl-C, it ends the daemon, waits until it has unmounted, and raises
     KeyboardInterrupt.
@@ -90,7 +93,8 @@ def _started(arguments: Sequence[str], ready_fd: int, user: str | None) -> subpr
         stderr=None if sys.stderr is not None else subprocess.DEVNULL,
         env=environment,
         pass_fds=[ready_fd],
-        start_new_session=True,
+        # That of systemd is needed to mount at first use, and has no terminal.
+        start_new_session=not passes_automounts(),
         **identity,
     )
 

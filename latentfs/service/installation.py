@@ -138,10 +138,20 @@ def _unit(name: str, executable: Path | None) -> str:
 
 
 def _helpers(folder: Path, executable: Path | None) -> list[Step]:
-    """Links to what mount(8) runs, of those that are beside the executable."""
-    beside = (executable or Path(sys.executable)).parent
-    found = [beside / name for name in _HELPERS if os.access(beside / name, os.X_OK)]
-    return [Step(path=folder / path.name, content=str(path), is_link=True) for path in found]
+    """Links to what mount(8) runs, of those that are beside the executable.
+
+    An executable that is a link, as one in /usr/local/bin to one in a virtual environment, is
+    followed where they are not beside the link.
+    """
+    # A Python is not followed: that of a virtual environment leads out of it.
+    places = [executable, executable.resolve()] if executable else [Path(sys.executable)]
+    links = []
+    for name in _HELPERS:
+        beside = (place.with_name(name) for place in places)
+        found = next((path for path in beside if os.access(path, os.X_OK)), None)
+        if found is not None:
+            links.append(Step(path=folder / name, content=str(found), is_link=True))
+    return links
 
 
 def _example() -> str:

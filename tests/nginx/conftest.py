@@ -93,6 +93,14 @@ def right(web_store: Path) -> dict[str, str]:
     return hashes
 
 
+@pytest.fixture(scope="module")
+def own_store(web_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy that is not mounted, for the tests of one module."""
+    path = tmp_path_factory.mktemp("own") / "art.lfs"
+    shutil.copytree(web_store, path, ignore=shutil.ignore_patterns("*.sock", "lock.mdb"))
+    return path
+
+
 @pytest.fixture(scope="session")
 def served(
     web_store: Path, right: dict[str, str], tmp_path_factory: pytest.TempPathFactory

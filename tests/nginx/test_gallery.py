@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mounts import wait_until
 from nginx.conftest import ODD_FOLDER, ODD_NAMES, Served
 
 webdriver = pytest.importorskip("selenium.webdriver")
 
-WAIT_S = 30.0
 # Loads those that are still out of sight too, and waits until each is decoded or has failed.
 LOAD_ALL = """
 const done = arguments[0];
@@ -49,21 +49,22 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     ):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    # selenium asks chromedriver over HTTP, which a proxy must not get to see.
-    for variable in ("NO_PROXY", "no_proxy"):
-        os.environ.setdefault(variable, "127.0.0.1,localhost")
-    service = webdriver.ChromeService(executable_path=driver)
-    browser = webdriver.Chrome(options=options, service=service)
-    try:
-        browser.set_script_timeout(2 * WAIT_S)
-        yield browser
-    finally:
-        browser.quit()
+    with pytest.MonkeyPatch.context() as patch:
+        # selenium asks chromedriver over HTTP, which a proxy must not get to see.
+        for variable in ("NO_PROXY", "no_proxy"):
+            patch.setenv(variable, "127.0.0.1,localhost")
+        service = webdriver.ChromeService(executable_path=driver)
+        browser = webdriver.Chrome(options=options, service=service)
+        try:
+            browser.set_script_timeout(60)
+            yield browser
+        finally:
+            browser.quit()
 
 
 def wait_for_folder(browser: Any, folder: str) -> None:
-    wait = webdriver.support.wait.WebDriverWait(browser, WAIT_S)
-    wait.until(lambda b: b.execute_script("return document.body.dataset.folder") == folder)
+    script = "return document.body.dataset.folder"
+    wait_until(lambda: browser.execute_script(script) == folder, f"{folder} is shown")
 
 
 def open_folder(browser: Any, served: Served, folder: str) -> None:
@@ -99,9 +100,8 @@ def test_the_browser_decodes_every_picture_to_its_size(browser: Any, served: Ser
 def test_pictures_out_of_sight_are_not_asked_for(browser: Any, served: Served) -> None:
     browser.get("about:blank")
     open_folder(browser, served, "/pictures")
-    wait = webdriver.support.wait.WebDriverWait(browser, WAIT_S)
     first = "return document.querySelector('#pictures img').naturalWidth"
-    wait.until(lambda b: b.execute_script(first) > 0)
+    wait_until(lambda: browser.execute_script(first) > 0, "the first picture is decoded")
     missing = (
         "return [...document.querySelectorAll('#pictures img')].filter((i) => !i.complete).length"
     )
@@ -123,7 +123,7 @@ def test_odd_names_are_text_and_nothing_else(browser: Any, served: Served) -> No
     open_folder(browser, served, "/")
     browser.find_element("link text", ODD_FOLDER).click()
     wait_for_folder(browser, f"/{ODD_FOLDER}")
-    assert texts(browser, "#trail a") == ["Pictures", ODD_FOLDER]
+    assert texts(browser, "#trail a") == ["Gallery", ODD_FOLDER]
     assert sorted(texts(browser, "#pictures span")) == sorted(ODD_NAMES)
     assert browser.find_elements("css selector", "main b, main i, header i") == []
     decoded = browser.execute_async_script(LOAD_ALL)
@@ -135,15 +135,20 @@ def test_a_click_opens_a_picture_at_full_size_and_keys_go_on(browser: Any, serve
     open_folder(browser, served, "/pictures")
     sizes = sizes_in_store(served.mount.path / "pictures")
     browser.find_element("css selector", "#pictures a").click()
-    wait = webdriver.support.wait.WebDriverWait(browser, WAIT_S)
     for name in ("000.png", "001.png"):
-        wait.until(lambda b, name=name: texts(b, "#name") == [name] and "×" in texts(b, "#size")[0])
         width, height = sizes[name]
+        said = f"{width} \N{MULTIPLICATION SIGN} {height}, "
+
+        def is_shown(name: str = name, said: str = said) -> bool:
+            return texts(browser, "#name") == [name] and texts(browser, "#size")[0].startswith(said)
+
+        wait_until(is_shown, f"{name} is shown at full size")
         full = browser.find_element("id", "full")
         assert (full.size["width"], full.size["height"]) == (width, height)
         browser.find_element("css selector", "dialog").send_keys("\ue014")  # the right arrow key
     browser.find_element("css selector", "dialog").send_keys("\ue00c")  # Escape
-    wait.until(lambda b: not b.find_element("id", "viewer").is_displayed())
+    viewer = browser.find_element("id", "viewer")
+    wait_until(lambda: not viewer.is_displayed(), "the picture is closed")
 
 
 def test_a_folder_that_is_not_there_is_said_to_be_so(browser: Any, served: Served) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import email
 import json
-import os
-import signal
 import urllib.parse
 from collections import Counter
 from pathlib import Path
@@ -238,23 +236,3 @@ async def test_other_machines_are_limited_and_told_so(served: Served) -> None:
     assert statuses[200] >= 64
     kept = {answer.headers.get("cache-control") for answer in answers if answer.status == 429}
     assert kept == {None}
-
-
-async def test_a_render_that_fails_is_503_and_not_to_be_kept(served: Served) -> None:
-    """Its VAE is away for a while, as if its disk were."""
-    store = served.mount.store
-    target = "/art/pictures/095.png"  # that no other test asks for
-    (pid,) = served.mount.renderer_pids()
-    for vae in (store / "vae").iterdir():
-        vae.rename(store / f"away-{vae.name}")
-    try:
-        os.kill(pid, signal.SIGKILL)  # the next renderer has not loaded it
-        answer = await ask(served.port, target)
-    finally:
-        for vae in store.glob("away-*"):
-            vae.rename(store / "vae" / vae.name.removeprefix("away-"))
-    assert (answer.status, answer.is_whole) == (503, True)
-    assert answer.headers["cache-control"] == "no-store"
-    assert answer.headers["retry-after"] == "5"
-    again = await ask(served.port, target)
-    assert (again.status, again.sha256) == (200, served.right[target])

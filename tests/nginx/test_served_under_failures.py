@@ -6,9 +6,12 @@ import contextlib
 import itertools
 import os
 import random
+import shutil
 import signal
+import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +22,10 @@ from nginx.conftest import Served
 from nginx.http_client import Answer, ask
 
 CLIENTS = 200
+PAUSE_S = 0.5
 KILL_EVERY_S = 5.0
+# Of pictures that are taken out of memory.
+COOL_DOWN_EVERY_S = 0.1
 # After a check's time limit nginx answers 503; see examples/nginx/latentfs.conf.
 DEADLINE_S = 65.0
 # For a machine that is busy with other things as well.
@@ -42,24 +48,27 @@ def outcome(answer: Answer, right: str) -> str:
 
 
 async def ask_again_and_again(
-    port: int, right: dict[str, str], numbers: itertools.count[int], requests: int
+    served: Served, numbers: itertools.count[int], requests: int
 ) -> list[tuple[str, float]]:
     """Ask for pictures by chance until *requests* were made by all who take from *numbers*."""
     outcomes = []
     chance = random.Random(next(numbers))
-    targets = sorted(right)
+    targets = sorted(served.right)
     while next(numbers) < requests + CLIENTS:
         target = chance.choice(targets)
-        answer = await ask(port, target)
-        outcomes.append((outcome(answer, right[target]), answer.wait_s))
+        await trio.sleep(chance.uniform(0, 2 * PAUSE_S))
+        answer = await ask(served.port, target)
+        outcomes.append((outcome(answer, served.right[target]), answer.wait_s))
     return outcomes
 
 
 async def kill_renderers(mount: Mount) -> None:
+    """Every few seconds, unless it has not started yet: that may take as long."""
     while True:
-        for pid in mount.renderer_pids():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        if mount.status()["renderer_ready"]:
+            for pid in mount.renderer_pids():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         await trio.sleep(KILL_EVERY_S)
 
 
@@ -67,57 +76,106 @@ async def cool_down(served: Served) -> None:
     """Take pictures out of memory all the time, so that requests go on to need renders."""
     for target in itertools.cycle(sorted(served.right)):
         await trio.to_thread.run_sync(served.make_cold, target)
-        await trio.sleep(0.002)
+        await trio.sleep(COOL_DOWN_EVERY_S)
+
+
+@pytest.fixture(scope="module")
+def served(
+    own_store: Path, right: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
+    """Its cache is too small for all the pictures, so that some stay cold."""
+    folder = tmp_path_factory.mktemp("scarce")
+    with (
+        mounted(own_store, folder / "mnt", "--cache", "1M", "--prefetch", "0") as mount,
+        running_nginx(folder / "nginx", mount.path) as nginx,
+    ):
+        yield Served(mount, nginx, right)
+
+
+async def test_a_picture_that_can_not_be_rendered_is_503_until_it_can(served: Served) -> None:
+    """The VAE is away for a while, as if its disk were."""
+    store = served.mount.store
+    pid = await trio.to_thread.run_sync(served.mount.wait_for_renderer)
+    for vae in (store / "vae").iterdir():
+        vae.rename(store / f"away-{vae.name}")
+    os.kill(pid, signal.SIGKILL)  # the next one has not loaded it
+    answers = [(target, await ask(served.port, target)) for target in sorted(served.right)[2:20]]
+    for vae in store.glob("away-*"):
+        vae.rename(store / "vae" / vae.name.removeprefix("away-"))
+    failed = [answer for _, answer in answers if answer.status == 503]
+    assert len(failed) > 10
+    for answer in failed:
+        assert answer.is_whole
+        assert answer.headers["cache-control"] == "no-store"
+        assert answer.headers["retry-after"] == "5"
+    for target, _ in answers:
+        assert outcome(await ask(served.port, target), served.right[target]) == "right"
 
 
 async def test_every_200_is_right_while_renderers_are_killed(
-    web_store: Path, right: dict[str, str], tmp_path: Path, request: pytest.FixtureRequest
+    served: Served, request: pytest.FixtureRequest
 ) -> None:
-    """Its cache is too small for all the pictures, so that they stay hot and cold."""
     requests = request.config.getoption("--nginx-requests")
     outcomes: list[tuple[str, float]] = []
     numbers = itertools.count()
-    with (
-        mounted(web_store, tmp_path / "mnt", "--cache", "1M") as mount,
-        running_nginx(tmp_path / "nginx", mount.path) as nginx,
-    ):
-        served = Served(mount, nginx, right)
+    before = served.mount.status()
 
-        async def client() -> None:
-            outcomes.extend(await ask_again_and_again(served.port, right, numbers, requests))
+    async def client() -> None:
+        outcomes.extend(await ask_again_and_again(served, numbers, requests))
 
-        begin_s = time.monotonic()
-        async with trio.open_nursery() as background:
-            background.start_soon(kill_renderers, mount)
-            background.start_soon(cool_down, served)
-            async with trio.open_nursery() as clients:
-                for _ in range(CLIENTS):
-                    clients.start_soon(client)
-            background.cancel_scope.cancel()
-        wall_s = time.monotonic() - begin_s
-        status = mount.status()
+    begin_s = time.monotonic()
+    async with trio.open_nursery() as background:
+        background.start_soon(kill_renderers, served.mount)
+        background.start_soon(cool_down, served)
+        async with trio.open_nursery() as clients:
+            for _ in range(CLIENTS):
+                clients.start_soon(client)
+        background.cancel_scope.cancel()
+    wall_s = time.monotonic() - begin_s
+    status = served.mount.status()
+    renders, restarts = (
+        status[name] - before[name] for name in ("renders_total", "renderer_restarts_total")
+    )
     counts = Counter(kind for kind, _ in outcomes)
     slowest_s = max(wait_s for _, wait_s in outcomes)
     print(
-        f"{dict(counts)} in {wall_s:.0f} s, slowest {slowest_s:.1f} s, renders "
-        f"{status['renders_total']}, renderers restarted {status['renderer_restarts_total']}"
+        f"{dict(counts)} in {wall_s:.0f} s, slowest {slowest_s:.1f} s, {renders} renders, "
+        f"{restarts} renderers restarted"
     )
     assert len(outcomes) >= requests
     assert set(counts) <= {"right", "503"}, counts
     assert counts["503"] < 0.01 * len(outcomes)
     assert slowest_s < DEADLINE_S + MARGIN_S
-    assert status["renderer_restarts_total"] >= 1
-    assert status["renders_total"] > 100
+    assert restarts >= 1
+    assert renders > 50
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """One that other users may enter, unlike those of pytest."""
+    with tempfile.TemporaryDirectory() as path:
+        Path(path).chmod(0o755)
+        yield Path(path)
 
 
 async def test_errors_end_soon_after_a_killed_daemon_and_no_answer_is_wrong(
-    web_store: Path, right: dict[str, str], tmp_path: Path
+    web_store: Path, right: dict[str, str], open_folder: Path
 ) -> None:
-    """Mounted again and nginx reloaded, as the units of docs/nginx.md have it."""
+    """Mounted again and nginx reloaded, as the units of docs/nginx.md have it.
+
+    nginx has a user of its own, who may not enter the folder that is there without the mount.
+    """
+    store, mountpoint = open_folder / "art.lfs", open_folder / "mnt"
+    shutil.copytree(web_store, store, ignore=shutil.ignore_patterns("*.sock", "lock.mdb"))
+    mountpoint.mkdir(mode=0o700)
+    is_root = os.geteuid() == 0
+    changes = {"user root;": "user nobody nogroup;"} if is_root else {}
     outcomes: list[tuple[float, str]] = []
     with contextlib.ExitStack() as stack:
-        mount = stack.enter_context(mounted(web_store, tmp_path / "mnt"))
-        nginx = stack.enter_context(running_nginx(tmp_path / "nginx", mount.path))
+        mount = stack.enter_context(mounted(store, mountpoint))
+        nginx = stack.enter_context(
+            running_nginx(open_folder / "nginx", mountpoint, changes=changes)
+        )
 
         async def client(number: int, stop: trio.CancelScope) -> None:
             chance = random.Random(number)
@@ -134,8 +192,7 @@ async def test_errors_end_soon_after_a_killed_daemon_and_no_answer_is_wrong(
             await trio.sleep(2)
             killed_s = trio.current_time()
             mount.end(signal.SIGKILL)
-            # A server stopped with its mount dead must not wait for it.
-            await trio.to_thread.run_sync(stack.enter_context, mounted(web_store, tmp_path / "mnt"))
+            await trio.to_thread.run_sync(stack.enter_context, mounted(store, mountpoint))
             nginx.reload()
             mounted_s = trio.current_time()
             await trio.sleep(6)
@@ -143,7 +200,7 @@ async def test_errors_end_soon_after_a_killed_daemon_and_no_answer_is_wrong(
     counts = Counter(kind for _, kind in outcomes)
     print(f"{dict(counts)}, mounted again after {mounted_s - killed_s:.1f} s")
     errors_s = [when_s for when_s, kind in outcomes if kind != "right"]
-    assert set(counts) <= {"right", "503", "cut"}, counts
+    assert set(counts) <= {"right", "503", "cut", *([] if is_root else ["404"])}, counts
     assert counts["right"] > 100
     # Pictures that were being sent at that moment; their clients know that bytes are missing.
     assert counts["cut"] <= 5

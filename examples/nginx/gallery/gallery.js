@@ -65,7 +65,7 @@ function thumbnail(picture, index) {
 }
 
 function showTrail(folder) {
-  const links = [element("a", "Pictures", { href: address([]) })];
+  const links = [element("a", "Gallery", { href: address([]) })];
   folder.forEach((name, depth) => {
     links.push(element("a", name, { href: address(folder.slice(0, depth + 1)) }));
   });

@@ -61,6 +61,18 @@ def test_helpers_that_are_not_there_are_not_linked(tmp_path: Path, executable: P
     assert os.listdir(tmp_path / "sbin") == ["mount.fuse.latentfs"]
 
 
+def test_the_helpers_are_found_where_a_link_to_latentfs_leads(
+    tmp_path: Path, executable: Path
+) -> None:
+    link = tmp_path / "local/latentfs"
+    link.parent.mkdir()
+    link.symlink_to(executable)
+    install(plan_for_the_machine(tmp_path, link))
+    for helper in ("mount.latentfs", "mount.fuse.latentfs"):
+        assert os.readlink(tmp_path / "sbin" / helper) == str(executable.with_name(helper))
+    assert f"ExecStart={link} mount" in (tmp_path / UNIT).read_text()
+
+
 def test_a_user_gets_the_unit_and_an_example_in_the_settings_folder(
     tmp_path: Path, executable: Path
 ) -> None:
