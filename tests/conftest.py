@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ from latent_files import latent_array, write_comfyui_latent
 from mounts import latentfs
 
 _PICTURES = 100
+
+# Whatever settings file the user who runs the tests has.
+os.environ["LATENTFS_CONFIG"] = os.devnull
 
 
 @pytest.fixture(scope="session")

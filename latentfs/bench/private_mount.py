@@ -142,7 +142,9 @@ def _start(
     store_path: Path, path: Path, options: list[str], log: IO[bytes]
 ) -> subprocess.Popen[bytes]:
     mount = [sys.executable, "-m", "latentfs", "mount", str(store_path), str(path)]
-    always = ["--render-timeout", str(READ_TIMEOUT_S), "--prefetch", "0", "-o", "noallow_other"]
+    # Nothing of what the user's own mounts are set to, least of all an address that one has.
+    always = ["--config", os.devnull, "--metrics", "none"]
+    always += ["--render-timeout", str(READ_TIMEOUT_S), "--prefetch", "0", "-o", "noallow_other"]
     return subprocess.Popen(
         [*mount, *always, *options],
         stdin=subprocess.DEVNULL,

@@ -138,9 +138,9 @@ class _Daemon:
     async def _run(self, signals: AsyncIterator[int]) -> None:
         async with self._open_parts() as parts:
             health = self._health(parts)
-            self._mount(parts.operations)
-            try:
-                async with self._serve_metrics(parts, health) as address:
+            async with self._serve_metrics(parts, health) as address:
+                self._mount(parts.operations)
+                try:
                     report = self._report(parts, health, address)
                     commands: dict[str, Callable[..., dict[str, Any]]] = {
                         "status": report.status,
@@ -149,10 +149,10 @@ class _Daemon:
                     }
                     async with serve_control(self._store.path, commands):
                         await self._serve(parts, health, signals)
-            finally:
-                self._notifier.stopping()
-                self._notifier.extend_timeout(_ENDING_S)
-                pyfuse3.close(unmount=True)
+                finally:
+                    self._notifier.stopping()
+                    self._notifier.extend_timeout(_ENDING_S)
+                    pyfuse3.close(unmount=True)
 
     @asynccontextmanager
     async def _open_parts(self) -> AsyncIterator[MountParts]:
