@@ -74,7 +74,7 @@ def main() -> NoReturn:
         # mount.fuse3 runs "latentfs STORE MOUNTPOINT -o ..." where mount.latentfs is not linked.
         importlib.import_module("latentfs.cli.mount_helper").main()
     try:
-        status = _latentfs.main(standalone_mode=False)
+        status = _latentfs.main(prog_name="latentfs", standalone_mode=False)
         sys.stdout.flush()
     except click.ClickException as error:
         error.show()

@@ -76,12 +76,11 @@ def web_store(pictures_store: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return path
 
 
-@pytest.fixture(scope="session")
-def right(web_store: Path) -> dict[str, str]:
-    """What the bytes of /pictures and /jpeg were at import, so nothing need be rendered to know."""
+def rendition_hashes(store_path: Path, *folders: str) -> dict[str, str]:
+    """What the bytes of pictures were at import, by target, so nothing need be rendered to know."""
     hashes = {}
-    with Store.open(web_store) as store, store.read() as snapshot:
-        for folder in ("pictures", "jpeg"):
+    with Store.open(store_path) as store, store.read() as snapshot:
+        for folder in folders:
             found = snapshot.resolve(f"/{folder}")
             assert found is not None
             for name, ino in snapshot.entries(found[0]):
@@ -89,6 +88,13 @@ def right(web_store: Path) -> dict[str, str]:
                 assert inode is not None
                 assert inode.content is not None
                 hashes[f"/art/{folder}/{name.decode()}"] = inode.content.rendition_sha256.hex()
+    return hashes
+
+
+@pytest.fixture(scope="session")
+def right(web_store: Path) -> dict[str, str]:
+    """SHA-256 of the pictures in /pictures and /jpeg, by target."""
+    hashes = rendition_hashes(web_store, "pictures", "jpeg")
     assert len(hashes) == 102
     return hashes
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import socket
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import trio
 
-__all__ = ["Answer", "ask"]
+__all__ = ["Answer", "Exchange", "ask", "asked"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,56 @@ class Answer:
         return hashlib.sha256(self.body).hexdigest()
 
 
+class Exchange:
+    """A request that was sent, and what has come of its answer."""
+
+    def __init__(self, connection: trio.socket.SocketType) -> None:
+        self._connection = connection
+        self._received = bytearray()
+        self._begin_s = trio.current_time()
+
+    async def receive(self, size: int) -> bool:
+        """Wait for up to *size* more bytes; False where the server has closed the connection."""
+        try:
+            piece = await self._connection.recv(size)
+        except ConnectionResetError:
+            return False  # what has come until then says it
+        self._received += piece
+        return bool(piece)
+
+    async def answer(self) -> Answer:
+        """Wait until the server closes the connection."""
+        while await self.receive(1 << 18):
+            pass
+        return _parsed(bytes(self._received), wait_s=trio.current_time() - self._begin_s)
+
+
+@asynccontextmanager
+async def asked(
+    port: int,
+    target: str,
+    *,
+    method: str = "GET",
+    headers: Mapping[str, str] | None = None,
+    source: str = "127.0.0.1",
+    is_slow: bool = False,
+) -> AsyncIterator[Exchange]:
+    """Ask the server on 127.0.0.1 for *target* over a connection of its own, from *source*.
+
+    Little is on its way at a time to a client that *is_slow*: small packets, small buffers.
+    """
+    lines = [f"{method} {target} HTTP/1.1", "Host: 127.0.0.1", "Connection: close"]
+    lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
+    with trio.socket.socket() as connection:
+        if is_slow:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1024)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        await connection.bind((source, 0))
+        await connection.connect(("127.0.0.1", port))
+        await connection.send("\r\n".join([*lines, "", ""]).encode())  # fits a buffer
+        yield Exchange(connection)
+
+
 async def ask(
     port: int,
     target: str,
@@ -44,21 +96,9 @@ async def ask(
     headers: Mapping[str, str] | None = None,
     source: str = "127.0.0.1",
 ) -> Answer:
-    """Ask the server on 127.0.0.1 for *target* over a connection of its own, from *source*."""
-    begin_s = trio.current_time()
-    lines = [f"{method} {target} HTTP/1.1", "Host: 127.0.0.1", "Connection: close"]
-    lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
-    received = bytearray()
-    with trio.socket.socket() as connection:
-        await connection.bind((source, 0))
-        await connection.connect(("127.0.0.1", port))
-        await connection.send("\r\n".join([*lines, "", ""]).encode())  # fits a buffer
-        try:
-            while piece := await connection.recv(1 << 18):
-                received += piece
-        except ConnectionResetError:
-            pass  # what has come until then says it
-    return _parsed(bytes(received), wait_s=trio.current_time() - begin_s)
+    """Return the whole answer to what ``asked`` asks."""
+    async with asked(port, target, method=method, headers=headers, source=source) as exchange:
+        return await exchange.answer()
 
 
 def _parsed(received: bytes, *, wait_s: float) -> Answer:
