@@ -61,19 +61,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=int,
         default=None,
         metavar="N",
-        help="How often tests in tests/crash kill an import (3 times) or a mount (20 times).",
+        help="How often tests in tests/crash kill an import (3 times) or a mount (10 times).",
     )
     parser.addoption(
         "--model-operations",
         type=int,
-        default=20_000,
+        default=12_000,
         metavar="N",
         help="How many random operations a mount and a plain directory are compared by, at least.",
     )
     parser.addoption(
         "--chaos-seconds",
         type=float,
-        default=20.0,
+        default=12.0,
         metavar="SECONDS",
         help="How long tests/crash does things to the renderers of a mount.",
     )

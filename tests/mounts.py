@@ -93,7 +93,11 @@ class Mount:
 
 @contextlib.contextmanager
 def mounted(
-    store: Path, path: Path, *arguments: str, environment: dict[str, str] | None = None
+    store: Path,
+    path: Path,
+    *arguments: str,
+    environment: dict[str, str] | None = None,
+    flags: tuple[str, ...] = ("-v",),
 ) -> Iterator[Mount]:
     """Mount *store*; unmounted and its daemon gone at the end, whatever happened."""
     with contextlib.suppress(FileExistsError):  # raised for a stale mount even with exist_ok
@@ -101,7 +105,7 @@ def mounted(
     log = path.parent / f"{path.name}.log"
     with log.open("w") as stderr:
         process = subprocess.Popen(
-            [sys.executable, "-m", "latentfs", "mount", str(store), str(path), "-v", *arguments],
+            [sys.executable, "-m", "latentfs", "mount", str(store), str(path), *flags, *arguments],
             stderr=stderr,
             text=True,
             env={**os.environ, **(environment or {})},

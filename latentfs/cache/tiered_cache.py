@@ -148,6 +148,11 @@ class TieredCache(Generic[Pixels, Latent]):
         """Return what both forms take together."""
         return self._ranking.pixel_bytes + self._ranking.latent_bytes
 
+    @property
+    def budget_bytes(self) -> int:
+        """That both forms, and all that manages them, may take now."""
+        return self._budget_bytes
+
     def pixel_part(self) -> float:
         """Return what part of the bytes held are pixels."""
         held_bytes = self.held_bytes()

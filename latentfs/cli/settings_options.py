@@ -10,7 +10,11 @@ from typing import Any
 import click
 
 from latentfs.settings.mount_settings import SETTINGS, Setting
-from latentfs.settings.sources import SettingSources, given_by_mount_options
+from latentfs.settings.sources import (
+    GIVEN_AS_OPTION,
+    SettingSources,
+    given_by_mount_options,
+)
 
 __all__ = ["setting_sources", "settings_options"]
 
@@ -43,7 +47,7 @@ def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--config",
             "config_file",
-            type=click.Path(path_type=Path, resolve_path=True, dir_okay=False),
+            type=click.Path(path_type=Path, dir_okay=False),
             metavar="FILE",
             help="Settings file, instead of ~/.config/latentfs/config.toml or "
             "/etc/latentfs/config.toml.",
@@ -101,7 +105,7 @@ def setting_sources(
         given.update(values)
         given_as.update({name: written(name) for name in values})
 
-    add(given_by_mount_options(",".join(options["mount_options"])), lambda name: "-o")
+    add(given_by_mount_options(",".join(options["mount_options"])), lambda name: GIVEN_AS_OPTION)
     if options["verbose"]:
         add({"log_level": "info"}, lambda name: "--verbose")
     flags = {setting.name: setting.flag for setting in SETTINGS if setting.name in options}
@@ -118,6 +122,6 @@ def setting_sources(
         {name: os.path.abspath(path) for name, path in arguments.items() if path is not None},
         str.upper,
     )
-    return SettingSources(
-        file=options["config_file"], given=given, given_as=given_as, environment=os.environ
-    )
+    # Whole, as the daemon goes elsewhere, but with its links: they may come to name another file.
+    file = None if options["config_file"] is None else Path(os.path.abspath(options["config_file"]))
+    return SettingSources(file=file, given=given, given_as=given_as, environment=os.environ)

@@ -33,6 +33,8 @@ __all__ = ["command"]
 
 _LABEL_COLUMNS = 12
 _INTERVAL_MIN_S = 0.1
+# A daemon may answer twice at once, after a time in which it could not.
+_ELAPSED_MIN_S = 0.001
 # An unmounted daemon takes a while to end after its socket is gone.
 _END_WAIT_S = 10.0
 _END_POLL_S = 0.1
@@ -107,7 +109,7 @@ def _looks(store: Store, first: dict[str, Any], interval_s: float, count: int | 
             if is_ended_within(interval_s):
                 return
             after = _after(store.path, before)
-            elapsed_s = after["uptime_s"] - before["uptime_s"]
+            elapsed_s = max(_ELAPSED_MIN_S, after["uptime_s"] - before["uptime_s"])
             yield watched_lines(before, after, elapsed_s=elapsed_s, path_of=paths.of)
             before, seen = after, seen + 1
 

@@ -33,15 +33,19 @@ _DAEMON_END_WAIT_S = 30.0
 )
 def command(mountpoint: Path | None, config_file: Path | None, lazy: bool, stale: bool) -> None:
     """Unmount what latentfs mounted on MOUNTPOINT; returns when its daemon has ended."""
-    where = _mountpoint(mountpoint, config_file)
+    where, store = (mountpoint, None) if mountpoint is not None else _configured(config_file)
+    entry = find_mount(where)
+    if entry is not None and store is not None and entry.source != str(store.resolve()):
+        raise MountError(
+            f"{entry.source} is mounted on {where}, and not {store} of the settings; left alone"
+        )
     if stale:
         unmount_if_stale(where)
         return
-    mount = find_mount(where)
     unmount(where, lazy=lazy)
-    if mount is None or lazy:
+    if entry is None or lazy:
         return
-    lock = DaemonLock(Path(mount.source))
+    lock = DaemonLock(Path(entry.source))
     deadline_s = time.monotonic() + _DAEMON_END_WAIT_S
     while lock.held_elsewhere():
         if time.monotonic() > deadline_s:
@@ -52,13 +56,12 @@ def command(mountpoint: Path | None, config_file: Path | None, lazy: bool, stale
         time.sleep(0.02)
 
 
-def _mountpoint(given: Path | None, config_file: Path | None) -> Path:
-    if given is not None:
-        return given
+def _configured(config_file: Path | None) -> tuple[Path, Path | None]:
+    """Return mount point and store of the settings."""
     sources = SettingSources(file=config_file, given={}, given_as={}, environment=os.environ)
-    mountpoint = sources.resolve().settings.mountpoint
-    if mountpoint is None:
+    settings = sources.resolve().settings
+    if settings.mountpoint is None:
         raise click.UsageError(
             "MOUNTPOINT is missing; give it as an argument, or mountpoint in a settings file"
         )
-    return mountpoint
+    return settings.mountpoint, settings.store

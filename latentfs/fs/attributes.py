@@ -75,12 +75,8 @@ def _recipe(snapshot: Snapshot, content: LatentContent) -> Recipe | None:
 
 
 def _vae_name(snapshot: Snapshot, content: LatentContent) -> str | None:
-    """The name it was added under; the one with the recipe's dtype where it has several."""
     recipe = _recipe(snapshot, content)
-    if recipe is None:
-        return None
-    names = {vae.dtype: name for name, vae in snapshot.vaes() if vae.id == recipe.vae}
-    return names.get(recipe.dtype) or next(iter(names.values()), None)
+    return None if recipe is None else snapshot.vae_name(recipe.vae, dtype=recipe.dtype)
 
 
 def _dtype(snapshot: Snapshot, content: LatentContent) -> str | None:

@@ -31,10 +31,15 @@ async def follow_changes(store: Store) -> None:
     while True:
         if store.changes() != seen:
             seen = store.changes()
-            changes, next_change = _changes_since(store, next_change)
+            before = next_change
+            changes, next_change = _changes_since(store, before)
             # In a thread: the kernel may block the caller until a request of ours is answered,
             # which at the end nobody does.
-            await trio.to_thread.run_sync(_announce, changes, abandon_on_cancel=True)
+            try:
+                await trio.to_thread.run_sync(_announce, changes, abandon_on_cancel=True)
+            except RuntimeError as error:  # no thread could be started
+                log.error("the kernel can't be told of %d changes yet: %s", len(changes), error)
+                seen, next_change = None, before
         await trio.sleep(_INTERVAL_S)
 
 

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -27,9 +28,12 @@ from latentfs.fs.live_settings import LiveSettings
 from latentfs.fs.memory import MemoryGauge, fit_cache_to_memory
 from latentfs.fs.mountpoint import (
     FILESYSTEM_TYPE,
+    MountEntry,
+    check_mountpoint,
+    find_mount,
     may_allow_other,
-    prepare_mountpoint,
     resolve_mountpoint,
+    unmount_if_stale,
 )
 from latentfs.fs.operations import LatentOperations
 from latentfs.fs.parts import MountParts
@@ -38,6 +42,7 @@ from latentfs.fs.renditions import PictureCache, Renditions, open_renditions
 from latentfs.fs.status import StatusReport
 from latentfs.fs.tuning import MAX_BACKGROUND, tune
 from latentfs.fs.warm_up import warm_up_jobs
+from latentfs.fs.withdrawn_requests import interrupted_reads
 from latentfs.ingest.developer import Developer
 from latentfs.render.scheduler import open_scheduler
 from latentfs.service.health import Health, SelfRead, feed_watchdog
@@ -108,10 +113,17 @@ def mount_and_serve(settings: MountSettings, callbacks: Callbacks) -> None:
         lock = DaemonLock(store_path)
         lock.acquire(mountpoint=mountpoint)
         try:
-            prepare_mountpoint(mountpoint, store_path=store_path)
+            check_mountpoint(mountpoint, store_path=store_path)
             trio.run(_Daemon(store, mountpoint, settings, callbacks, notifier).run)
         finally:
             lock.release()
+
+
+class _FuseOption(str):
+    """An option for pyfuse3, which takes only ASCII, with a path that may be of any bytes."""
+
+    def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
+        return os.fsencode(str.__str__(self))
 
 
 class _Daemon:
@@ -129,6 +141,8 @@ class _Daemon:
         self._callbacks = callbacks
         self._notifier = notifier
         self._is_tuned = False
+        self._entry: MountEntry | None = None
+        self._is_told_to_end = False
 
     async def run(self) -> None:
         # From before the mount on: a signal that came without it would leave a dead one behind.
@@ -149,10 +163,17 @@ class _Daemon:
                     }
                     async with serve_control(self._store.path, commands):
                         await self._serve(parts, health, signals)
+                        was_aborted = self._is_mounted() and not self._is_told_to_end
                 finally:
                     self._notifier.stopping()
                     self._notifier.extend_timeout(_ENDING_S)
-                    pyfuse3.close(unmount=True)
+                    # By its path, which may be another mount's by now.
+                    pyfuse3.close(unmount=self._entry is None or self._is_mounted())
+                if was_aborted:
+                    unmount_if_stale(self._mountpoint)
+                    raise MountError(
+                        f"the connection to {self._mountpoint} was aborted, as umount -f does"
+                    )
 
     @asynccontextmanager
     async def _open_parts(self) -> AsyncIterator[MountParts]:
@@ -181,7 +202,7 @@ class _Daemon:
                 store,
                 renditions,
                 detector,
-                ahead_bytes=settings.cache_bytes // _AHEAD_CACHE_PARTS,
+                ahead_bytes=lambda: cache.budget_bytes // _AHEAD_CACHE_PARTS,
             )
             operations.activity.slow_reads.threshold_s = settings.slow_read_s
             developer = Developer(
@@ -206,6 +227,10 @@ class _Daemon:
 
     # Mounting
 
+    def _is_mounted(self) -> bool:
+        """Whether what is at the mount point is this mount."""
+        return self._entry is not None and find_mount(self._mountpoint) == self._entry
+
     def _mount(self, operations: LatentOperations) -> None:
         source = str(self._store.path).replace("\\", "\\\\").replace(",", "\\,")
         subtype = FILESYSTEM_TYPE.removeprefix("fuse.")
@@ -213,14 +238,17 @@ class _Daemon:
         fuse_options = {f"fsname={source}", f"subtype={subtype}", *chosen}
         if self._settings.read_only:
             fuse_options.add("ro")
+        # As late as this: until then programs get errors of a dead mount, and not an empty folder.
+        unmount_if_stale(self._mountpoint)
         try:
-            pyfuse3.init(operations, str(self._mountpoint), fuse_options)
+            pyfuse3.init(operations, str(self._mountpoint), {*map(_FuseOption, fuse_options)})
         except RuntimeError as error:
             raise MountError(
                 f"can't mount on {self._mountpoint} with options {','.join(sorted(chosen))}: "
                 f"{error}; is /dev/fuse there and permitted, and user_allow_other set in "
                 "/etc/fuse.conf where it is needed?"
             ) from error
+        self._entry = find_mount(self._mountpoint)
 
     async def _serve(self, parts: MountParts, health: Health, signals: AsyncIterator[int]) -> None:
         live = self._live_settings(parts)
@@ -237,7 +265,8 @@ class _Daemon:
             nursery.start_soon(self._obey, signals, live, parts.renditions)
             nursery.start_soon(follow_changes, self._store)
             nursery.start_soon(self._become_ready, parts, health)
-            await pyfuse3.main(max_tasks=_TASKS_MAX)
+            with interrupted_reads():
+                await pyfuse3.main(max_tasks=_TASKS_MAX)
             log.info("%s is unmounted", self._mountpoint)
             nursery.cancel_scope.cancel()
 
@@ -270,14 +299,18 @@ class _Daemon:
                 await self._reload(live)
                 continue
             log.info("%s: unmounting %s", signal.Signals(number).name, self._mountpoint)
+            self._is_told_to_end = True
             self._notifier.stopping()
             renditions.abort()
             pyfuse3.terminate()
 
     async def _reload(self, live: LiveSettings) -> None:
         self._notifier.reloading()
-        self._callbacks.log_output.reopen()
-        await live.reload()
+        try:
+            self._callbacks.log_output.reopen()
+            await live.reload()
+        except Exception:  # whatever is wrong with a file, the mount goes on
+            log.exception("the reload failed unexpectedly")
         self._notifier.ready()
 
     def _live_settings(self, parts: MountParts) -> LiveSettings:
@@ -306,7 +339,8 @@ class _Daemon:
         activity = parts.operations.activity
         return Health(
             SelfRead(self._mountpoint),
-            late_after_s=self._settings.render_timeout_s + _LATE_AFTER_S,
+            late_after_s=lambda: parts.scheduler.render_timeout_s + _LATE_AFTER_S,
+            is_mounted=self._is_mounted,
             answered_total=activity.answered_total,
         )
 

@@ -118,12 +118,10 @@ def _picture(snapshot: Snapshot, content: LatentContent) -> dict[str, Any]:
 
 
 def _vae(snapshot: Snapshot, content: LatentContent) -> dict[str, Any] | None:
-    """The name it was added under; the one with the recipe's dtype where it has several."""
     recipe = snapshot.recipe(content.recipe)
     if recipe is None:
         return None
-    names = {vae.dtype: name for name, vae in snapshot.vaes() if vae.id == recipe.vae}
-    name = names.get(recipe.dtype) or next(iter(names.values()), None)
+    name = snapshot.vae_name(recipe.vae, dtype=recipe.dtype)
     return {"name": name, "class": recipe.vae_class, "id": recipe.vae}
 
 

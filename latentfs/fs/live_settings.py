@@ -50,6 +50,9 @@ class LiveSettings:
         except LatentfsError as error:
             log.error("the settings stay as they are: %s", error)
             return
+        except Exception:  # a mount outlives whatever is in a file
+            log.exception("the settings stay as they are")
+            return
         for setting in SETTINGS:
             before = getattr(self.now, setting.field_name)
             after = getattr(wanted, setting.field_name)

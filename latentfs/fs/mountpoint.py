@@ -18,9 +18,9 @@ from latentfs.service.automount import passes_automounts
 __all__ = [
     "FILESYSTEM_TYPE",
     "MountEntry",
+    "check_mountpoint",
     "find_mount",
     "may_allow_other",
-    "prepare_mountpoint",
     "resolve_mountpoint",
     "unmount",
     "unmount_if_stale",
@@ -96,8 +96,8 @@ def find_mount(path: Path) -> MountEntry | None:
     return next((m for m in reversed(list(_mounts())) if m.mountpoint == wanted), None)
 
 
-def prepare_mountpoint(path: Path, *, store_path: Path) -> None:
-    """Make sure that *path* is a directory to mount on; unmount what a killed daemon left there.
+def check_mountpoint(path: Path, *, store_path: Path) -> None:
+    """Make sure that *path* is a directory to mount on, or that a killed daemon's mount is there.
 
     Raises:
         MountError: it is no directory, or something alive is mounted there, or the store is in it:
@@ -115,7 +115,7 @@ def prepare_mountpoint(path: Path, *, store_path: Path) -> None:
                 f"{mount.source} ({mount.type}) is mounted on {path} already; "
                 "unmount it first or choose another mount point"
             )
-        unmount(path, lazy=True)
+        return
     if not path.is_dir():
         what = "is not a directory" if path.exists() else "does not exist; make it with mkdir"
         raise MountError(f"the mount point {path} {what}")

@@ -78,6 +78,10 @@ class OpenFiles:
 
     A picture is read as its rendition until somebody writes into it.  From then on it is kept byte
     for byte, beginning with the bytes of the rendition.
+
+    Args:
+        ahead_bytes: asked each time for what files that are rendered ahead from one file may have.
+        on_written: called with each file that was written and closed.
     """
 
     def __init__(
@@ -89,7 +93,7 @@ class OpenFiles:
         handles: itertools.count[int],
         activity: Activity,
         *,
-        ahead_bytes: int,
+        ahead_bytes: Callable[[], int],
         on_written: Callable[[int], None],
     ) -> None:
         self._store = store
@@ -260,7 +264,7 @@ class OpenFiles:
                     if child is not None and child.content is not None:
                         yield following, child_ino
 
-            left_bytes = self._ahead_bytes
+            left_bytes = self._ahead_bytes()
             for next_ino in self._detector.opened(reader, ino, next_files):
                 record = require(snapshot, next_ino)
                 if record.content is None:

@@ -46,6 +46,9 @@ class OperationStatistics:
 class LatentOperations(pyfuse3.Operations):
     """The handlers of one mount.
 
+    Args:
+        ahead_bytes: asked each time for what files that are rendered ahead from one file may have.
+
     Attributes:
         activity: counts and times of what is asked for.
         on_finished: called with each file that was written and closed, or renamed; and with the
@@ -63,7 +66,7 @@ class LatentOperations(pyfuse3.Operations):
         renditions: Renditions,
         detector: SequenceDetector,
         *,
-        ahead_bytes: int,
+        ahead_bytes: Callable[[], int],
     ) -> None:
         super().__init__()
         self.activity = Activity()

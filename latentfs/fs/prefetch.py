@@ -168,7 +168,8 @@ class SequenceDetector:
     def _suggest(self, stream: _Stream, following: Iterator[tuple[bytes, int]]) -> list[int]:
         """Fill up the window from what follows the file that the reader has come to."""
         # Files that came into the directory meanwhile may have pushed some out of the window.
-        wanting = stream.window - len(stream.ahead)
+        # The window itself may have become smaller, too.
+        wanting = max(0, stream.window - len(stream.ahead))
         near = islice(following, stream.window)
         new = {ino: name for name, ino in near if ino not in stream.ahead}
         added = dict(islice(new.items(), wanting))

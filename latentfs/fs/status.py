@@ -47,7 +47,7 @@ class StatusReport:
         self._mountpoint = mountpoint
         self._problem = problem
         self._metrics_address = metrics_address
-        self._started_s = time.time()
+        self._started_s = time.monotonic()
 
     def status(self) -> dict[str, Any]:
         """Return counters since the mount, and the state now.
@@ -61,7 +61,7 @@ class StatusReport:
             "version": __version__,
             "pid": os.getpid(),
             "mountpoint": str(self._mountpoint),
-            "uptime_s": round(time.time() - self._started_s, 3),
+            "uptime_s": round(time.monotonic() - self._started_s, 3),
             "problem": self._problem(),
             "metrics_address": self._metrics_address,
             "renders_total": rendered.renders_total,

@@ -121,7 +121,12 @@ async def _start(fd: int, device: str) -> trio.Process:
         os.close(write_fd)
     # A thread: whatever the loop does, a renderer never waits for its line to be taken.  It ends
     # with the renderer, and what that has started.
-    threading.Thread(target=_log_lines, args=(printed, process.pid), daemon=True).start()
+    try:
+        threading.Thread(target=_log_lines, args=(printed, process.pid), daemon=True).start()
+    except RuntimeError as error:
+        printed.close()
+        process.kill()
+        raise RendererLostError(f"no renderer can be started: {error}") from error
     return process
 
 
@@ -134,8 +139,8 @@ async def _started(fd: int, device: str, *, stderr_fd: int) -> trio.Process:
             pass_fds=[fd],
             env={**TORCH_ENVIRONMENT, **os.environ, **QUIET_ENVIRONMENT},
         )
-    except OSError as error:
-        raise RendererLostError(f"no renderer can be started: {error.strerror}") from error
+    except (OSError, RuntimeError) as error:  # for want of processes, or of threads
+        raise RendererLostError(f"no renderer can be started: {error}") from error
 
 
 def _log_lines(printed: BinaryIO, pid: int) -> None:

@@ -79,11 +79,12 @@ def _started(arguments: Sequence[str], ready_fd: int, user: str | None) -> subpr
         account = _account(user)
         home = {"HOME": account.pw_dir, "USER": account.pw_name, "LOGNAME": account.pw_name}
         environment = {k: v for k, v in environment.items() if k not in _USER_VARIABLES} | home
-        identity = {
-            "user": account.pw_uid,
-            "group": account.pw_gid,
-            "extra_groups": os.getgrouplist(account.pw_name, account.pw_gid),
-        }
+        if os.geteuid() == 0:  # others are that user already
+            identity = {
+                "user": account.pw_uid,
+                "group": account.pw_gid,
+                "extra_groups": os.getgrouplist(account.pw_name, account.pw_gid),
+            }
     # -P: what lies in the caller's folder is not imported.
     command = [sys.executable, "-P", "-m", "latentfs", "mount", READY_FD_FLAG, str(ready_fd)]
     return subprocess.Popen(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import subprocess
-import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -22,8 +21,9 @@ __all__ = ["Health", "SelfRead", "feed_watchdog"]
 
 log = logging.getLogger(__name__)
 
-# The kernel asks the daemon at every statvfs, and never answers from its caches.
-_PROGRAM = "import os, sys; os.statvfs(sys.argv[1])"
+# Asks statfs(2), which the kernel never answers from its caches.  A small program: where memory is
+# scarce, that of another Python may be what is too much.
+_COMMAND = ("stat", "-f", "-c", "", "--")
 _SELF_READ_EVERY_S = 10.0
 _STATUS_EVERY_S = 5.0
 
@@ -32,7 +32,7 @@ class SelfRead:
     """Asks the mount something through the kernel, one question at a time."""
 
     def __init__(self, mountpoint: Path, *, timeout_s: float = 10.0) -> None:
-        self._command = [sys.executable, "-I", "-S", "-c", _PROGRAM, str(mountpoint)]
+        self._command = [*_COMMAND, str(mountpoint)]
         self._mountpoint = mountpoint
         self._timeout_s = timeout_s
         self._asking: trio.Process | None = None
@@ -76,20 +76,24 @@ class Health:
         self,
         self_read: Callable[[], Awaitable[None]],
         *,
-        late_after_s: float,
+        late_after_s: Callable[[], float],
         answered_total: Callable[[], int] = lambda: 0,
+        is_mounted: Callable[[], bool] = lambda: True,
     ) -> None:
         """Watch the mount that *self_read* asks.
 
-        It raises MountError where there is no answer, and OSError where it could not ask, as for
-        want of memory, which says nothing against the mount.
+        It raises MountError where there is no answer, and OSError or RuntimeError where it could
+        not ask, as for want of memory or threads, which says nothing against the mount.
 
-        *late_after_s* without an answer are an illness; it must be more than a render may take.
-        *answered_total* counts what the daemon has answered to anybody.
+        *late_after_s*, seconds, without an answer are an illness; it must be more than a render may
+        take.
+        *answered_total* counts what the daemon has answered to anybody.  *is_mounted* tells whether
+        the mount is still where others look for it, and not unmounted with files open, or hidden.
         """
         self._self_read = self_read
         self._late_after_s = late_after_s
         self._answered_total = answered_total
+        self._is_mounted = is_mounted
         self._answered_before = answered_total()
         self._answered_s = trio.current_time()
         self._error = "it has not been asked yet"
@@ -102,7 +106,7 @@ class Health:
     def problem(self) -> str | None:
         """Say what is wrong with the mount; None if it is well."""
         silent_s = trio.current_time() - self._answered_s
-        if silent_s <= self._late_after_s:
+        if silent_s <= self._late_after_s():
             return None
         return f"no answer for {silent_s:.0f} s: {self._error}"
 
@@ -114,8 +118,11 @@ class Health:
 
     async def _ask(self) -> None:
         try:
+            if not self._is_mounted():
+                self._error = "it is not mounted there any more, or another mount hides it"
+                return
             await self._self_read()
-        except OSError as error:
+        except (OSError, RuntimeError, MemoryError) as error:  # a thread that can't be started, too
             log.info("the mount could not be asked whether it is well: %s", error)
         except MountError as error:
             self._error = str(error)

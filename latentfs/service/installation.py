@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.resources
 import os
+import re
 import sys
 import sysconfig
 from dataclasses import dataclass
@@ -128,7 +129,7 @@ def own_executable() -> Path | None:
 def _quoted(path: str) -> str:
     """As systemd reads it in a command line; blanks in it are kept together."""
     escaped = path.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
-    return f'"{escaped}"' if escaped != path or " " in path else path
+    return path if re.fullmatch(r"[-+./:@\w]+", path) else f'"{escaped}"'
 
 
 def _unit(name: str, executable: Path | None) -> str:

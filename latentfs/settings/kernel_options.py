@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Collection, Iterable
 
 from latentfs.settings.values import read_list
@@ -13,14 +14,18 @@ __all__ = ["chosen_options", "is_for_the_kernel", "is_for_others", "nearest", "r
 _FUSE_FLAGS = frozenset(
     {"allow_other", "default_permissions", "nodev", "nosuid", "noexec", "noatime"}
 )
-# What takes one of those that are chosen by default away.
-_UNSET_FLAGS = {"noallow_other": "allow_other", "dev": "nodev", "suid": "nosuid"}
+# What takes one of those away that are chosen by default or were given before.
+_UNSET_FLAGS = {
+    "noallow_other": "allow_other",
+    "dev": "nodev",
+    "suid": "nosuid",
+    "exec": "noexec",
+    "atime": "noatime",
+}
 # Defaults, which change nothing here, and what only mount(8), fstab and systemd act on.
 _IGNORED = frozenset(
     {
         "defaults",
-        "exec",
-        "atime",
         "diratime",
         "nodiratime",
         "relatime",
@@ -89,7 +94,10 @@ def read_options(value: object) -> tuple[str, ...]:
 
 
 def chosen_options(options: Collection[str], *, may_allow_other: bool) -> frozenset[str]:
-    """Return what the kernel is given for *options*, later ones before earlier ones."""
+    """Return what libfuse is given for *options*, later ones before earlier ones.
+
+    ``dev`` and ``suid`` are among that only for root: others may not have them.
+    """
     chosen = set(_ALWAYS)
     if may_allow_other:
         chosen.add("allow_other")
@@ -98,4 +106,6 @@ def chosen_options(options: Collection[str], *, may_allow_other: bool) -> frozen
             chosen.discard(_UNSET_FLAGS[option])
         else:
             chosen.add(option)
+    if os.geteuid() == 0:  # without these words libfuse keeps to nodev and nosuid
+        chosen |= {word for word in ("dev", "suid") if _UNSET_FLAGS[word] not in chosen}
     return frozenset(chosen)

@@ -12,11 +12,15 @@ from typing import Any
 from latentfs.errors import InvalidArgumentError
 from latentfs.settings.kernel_options import is_for_others, is_for_the_kernel, nearest
 from latentfs.settings.mount_settings import SETTINGS, MountSettings, Setting
+from latentfs.settings.values import read_list
 
-__all__ = ["ResolvedSettings", "SettingSources", "given_by_mount_options"]
+__all__ = ["GIVEN_AS_OPTION", "ResolvedSettings", "SettingSources", "given_by_mount_options"]
 
 _PREFIX = "LATENTFS_"
 _FILE_VARIABLE = "LATENTFS_CONFIG"
+_OPTIONS = "mount_options"
+GIVEN_AS_OPTION = "-o"
+"""In :attr:`SettingSources.given_as`: among mount options."""
 _BY_NAME = {setting.name: setting for setting in SETTINGS}
 # As one writes them after -o, for read_only.
 _READ_ONLY_WORDS = {"ro": True, "rw": False}
@@ -43,7 +47,8 @@ class SettingSources:
     Attributes:
         file: the settings file; None for the first that is there of those it is looked for in.
         given: values of the command line by setting name.
-        given_as: how each of them was written there, such as ``--cache``.
+        given_as: how each of them was written there: a flag such as ``--cache``, or ``-o``, whose
+            options for the kernel add to those of file and environment.
         environment: variables, as of ``os.environ``.
     """
 
@@ -68,7 +73,7 @@ class SettingSources:
             setting.name: (setting.default, "default") for setting in SETTINGS
         }
         for source in by_source:
-            found.update(source)
+            found.update(_added_to_options(found, source))
         values = {setting.field_name: _read(setting, *found[setting.name]) for setting in SETTINGS}
         return ResolvedSettings(
             MountSettings(**values),
@@ -77,12 +82,20 @@ class SettingSources:
         )
 
     def file_in_use(self) -> Path | None:
-        """Return the file that is read, None if there is none."""
+        """Return the file that is read, None if there is none.
+
+        Raises:
+            InvalidArgumentError: it can't be found out.
+        """
         if self.file is not None:
             return self.file
         if chosen := self.environment.get(_FILE_VARIABLE):
+            if not os.path.isabs(chosen):  # a reload would look for it somewhere else
+                raise InvalidArgumentError(
+                    f"LATENTFS_CONFIG={chosen} is relative; write the whole path"
+                )
             return Path(chosen)
-        return next((path for path in _usual_files(self.environment) if path.is_file()), None)
+        return next((path for path in _usual_files(self.environment) if _is_there(path)), None)
 
     def _of_file(self) -> dict[str, tuple[object, str]]:
         path = self.file_in_use()
@@ -98,8 +111,20 @@ class SettingSources:
 
 
 def _usual_files(environment: Mapping[str, str]) -> tuple[Path, ...]:
-    home = environment.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    home = environment.get("XDG_CONFIG_HOME", "")
+    if not os.path.isabs(home):  # to be ignored, by its specification
+        home = os.path.expanduser("~/.config")
     return (Path(home) / "latentfs" / "config.toml", Path("/etc/latentfs/config.toml"))
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:
+        raise InvalidArgumentError(
+            f"can't see whether there is a settings file {path}: {error.strerror}; name one with "
+            f"--config or {_FILE_VARIABLE}"
+        ) from error
 
 
 def _table_of(path: Path) -> dict[str, Any]:
@@ -109,7 +134,7 @@ def _table_of(path: Path) -> dict[str, Any]:
         raise InvalidArgumentError(
             f"the settings file {path} can't be read: {error.strerror}"
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of bytes, TOML, numbers, or lists in lists
         raise InvalidArgumentError(f"the settings file {path} is not TOML: {error}") from error
 
 
@@ -125,6 +150,25 @@ def _of_environment(environment: Mapping[str, str]) -> dict[str, tuple[object, s
             # Other variables of that prefix are nobody's business, but misspelt ones are.
             raise InvalidArgumentError(f"the variable {variable} names no setting{hint}")
     return found
+
+
+def _added_to_options(
+    found: Mapping[str, tuple[object, str]], source: Mapping[str, tuple[object, str]]
+) -> dict[str, tuple[object, str]]:
+    """Return *source*, its mount options behind those *found* before if they come from ``-o``.
+
+    There each stands for itself, and takes back no more than its opposite.
+
+    Raises:
+        InvalidArgumentError: those found before can't be used.
+    """
+    value, origin = source.get(_OPTIONS, ("", ""))
+    before, origin_before = found[_OPTIONS]
+    if origin != GIVEN_AS_OPTION or not before:
+        return dict(source)
+    options = _read(_BY_NAME[_OPTIONS], before, origin_before)
+    both = [*options, *read_list(value)]
+    return {**source, _OPTIONS: (both, f"{origin_before}, {origin}")}
 
 
 def _read(setting: Setting, value: object, origin: str) -> Any:
@@ -160,5 +204,5 @@ def given_by_mount_options(options: str) -> dict[str, object]:
                 "latentfs mount --help lists them"
             )
     if for_kernel:
-        given["mount_options"] = for_kernel
+        given[_OPTIONS] = for_kernel
     return given

@@ -40,7 +40,7 @@ def read_bytes(value: object) -> int:
     """Bytes, in powers of 1024: ``512M``, ``2G`` or a plain number."""
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
-    match = re.fullmatch(r"(\d+)([KMGT]?)(i?B)?", str(value).strip(), re.IGNORECASE)
+    match = re.fullmatch(r"(\d+)([KMGT]?)(i?B)?", str(value).strip(), re.ASCII | re.IGNORECASE)
     if match is None:
         raise ValueError(f"{value!r} is not a size; use a number with K, M, G or T, such as 512M")
     return int(match[1]) * _BYTE_UNITS[match[2].upper()]

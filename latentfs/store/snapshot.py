@@ -321,6 +321,14 @@ class Snapshot:
             )
         return self._decode(Decoders.vae, value, f"VAE {name!r}")
 
+    def vae_name(self, vae_id: str, *, dtype: str) -> str | None:
+        """Return the name that a VAE was added under, None where it was not.
+
+        Of several, the one that was added with *dtype* if there is such.
+        """
+        names: dict[str, str] = {vae.dtype: name for name, vae in self.vaes() if vae.id == vae_id}
+        return names.get(dtype) or next(iter(names.values()), None)
+
     def vae_of_id(self, vae_id: str) -> tuple[str, VaeRecord] | None:
         """Return (name, record) of the first VAE with that id."""
         return next(((name, vae) for name, vae in self.vaes() if vae.id == vae_id), None)

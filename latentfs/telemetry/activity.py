@@ -7,6 +7,7 @@ All of it belongs to the trio thread.
 from __future__ import annotations
 
 import enum
+import errno
 import heapq
 import time
 from collections import Counter, defaultdict, deque
@@ -89,7 +90,7 @@ class TierTimes:
 
     Attributes:
         count: all of them.
-        failed: how many were answered with an error.
+        failed: how many were answered with an error; not those that ended with their program.
         total_s: that all took together.
     """
 
@@ -129,7 +130,8 @@ class Activity:
         self._errors: Counter[tuple[str, int]] = Counter()
         self._reads = {tier: Histogram() for tier in Tier}
         self._reads_failed = dict.fromkeys(Tier, 0)
-        self._noted: deque[FinishedRead] = deque(maxlen=_NOTED_MAX)
+        # With the time of the monotonic clock at their end: the other one may be set.
+        self._noted: deque[tuple[float, FinishedRead]] = deque(maxlen=_NOTED_MAX)
 
     def operation_done(self, name: str, number: int, elapsed_s: float) -> None:
         """Count a request that was answered with errno *number*, 0 for success."""
@@ -140,9 +142,12 @@ class Activity:
     def read_done(
         self, trail: ReadTrail, number: int, elapsed_s: float, *, ino: int, size_bytes: int
     ) -> None:
-        """Count a read that was answered with errno *number*, 0 for success."""
+        """Count a read that was answered with errno *number*, 0 for success.
+
+        One that was given up, as its program was killed (EINTR), has not failed.
+        """
         self._reads[trail.tier].observe(elapsed_s)
-        if number:
+        if number not in (0, errno.EINTR):
             self._reads_failed[trail.tier] += 1
         is_slow = self.slow_reads.is_slow(elapsed_s)
         if not is_slow and elapsed_s < _NOTED_S:
@@ -158,13 +163,13 @@ class Activity:
             unfinished=trail.unfinished,
             errno=errno_name(number),
         )
-        self._noted.append(read)
+        self._noted.append((time.monotonic(), read))
         if is_slow:
             self.slow_reads.note(read)
 
     def statistics(self) -> ActivityStatistics:
-        since = time.time() - _LATELY_S
-        lately = (read for read in self._noted if read.ended_at >= since)
+        since_s = time.monotonic() - _LATELY_S
+        lately = (read for ended_s, read in self._noted if ended_s >= since_s)
         return ActivityStatistics(
             operations={name: self._operation_times(name) for name in self._operations},
             reads={str(tier): self._tier_times(tier) for tier in Tier},

@@ -1,14 +1,15 @@
 """Metrics and health over HTTP: one request a connection, on the trio thread.
 
-Whoever connects can do the mount no harm: requests are small, few at a time, and have a deadline;
-what goes wrong with one is logged and ends with its connection.
+Whoever connects can hardly slow the mount: requests are small, few at a time, and have a deadline,
+and metrics are rendered only so often.  What goes wrong with one is logged and ends with its
+connection.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,6 +27,10 @@ _HEAD_BYTES_MAX = 8192
 _PIECE_BYTES = 4096
 _REQUEST_TIMEOUT_S = 5.0
 _ANSWER_TIMEOUT_S = 10.0
+# The rest is for those who ask for health.
+_WAITING_FOR_METRICS_MAX = 12
+# Times as long as rendering took: a tenth of the thread goes to it at the most.
+_PAUSE_RATIO = 9
 _PLAIN = "text/plain; charset=utf-8"
 # A refused request may still be under way; a connection closed with unread bytes is reset, and
 # the answer may be lost with it.
@@ -50,6 +55,53 @@ class _Answer:
     headers: tuple[tuple[str, str], ...] = ()
 
 
+_Page = Callable[[str], Awaitable[_Answer]]
+
+
+class _MetricsPage:
+    """Renders metrics for one request after the other, with a pause after each rendering.
+
+    A request is answered with what was rendered after it came.  Requests that wait at the same
+    time, with the same ``Accept``, share that.
+    """
+
+    def __init__(self, render: Callable[[str], tuple[bytes, str]]) -> None:
+        self._render = render
+        self._turn = trio.Lock()
+        self._waiting = 0
+        self._free_from_s = 0.0
+        self._begun = 0
+        self._last: tuple[str, _Answer] | None = None
+
+    async def __call__(self, accept: str) -> _Answer:
+        if self._waiting == _WAITING_FOR_METRICS_MAX:
+            return _Answer(503, b"too many ask for metrics\n")
+        begun_before = self._begun
+        self._waiting += 1
+        try:
+            async with self._turn:
+                if self._begun > begun_before and self._last is not None:
+                    last_accept, answer = self._last
+                    if last_accept == accept:
+                        return answer
+                await trio.sleep_until(self._free_from_s)
+                return self._rendered(accept)
+        finally:
+            self._waiting -= 1
+
+    def _rendered(self, accept: str) -> _Answer:
+        self._begun += 1
+        self._last = None
+        began_s = trio.current_time()
+        try:
+            answer = _Answer(200, *self._render(accept))
+        finally:
+            ended_s = trio.current_time()
+            self._free_from_s = ended_s + _PAUSE_RATIO * (ended_s - began_s)
+        self._last = accept, answer
+        return answer
+
+
 @contextlib.asynccontextmanager
 async def serve_metrics(
     address: Address, metrics: RendersMetrics, *, is_healthy: Check, is_ready: Check
@@ -62,10 +114,10 @@ async def serve_metrics(
     Raises:
         MountError: the address can't be bound.
     """
-    pages: dict[bytes, Callable[[str], _Answer]] = {
-        b"/metrics": lambda accept: _Answer(200, *metrics.render(accept, is_ready=is_ready()[0])),
-        b"/healthz": lambda accept: _checked(is_healthy),
-        b"/readyz": lambda accept: _checked(is_ready),
+    pages: dict[bytes, _Page] = {
+        b"/metrics": _MetricsPage(lambda accept: metrics.render(accept, is_ready=is_ready()[0])),
+        b"/healthz": _checked(is_healthy),
+        b"/readyz": _checked(is_ready),
     }
     places = trio.CapacityLimiter(_CONNECTIONS_MAX)
 
@@ -100,12 +152,15 @@ def _shown(bound: Address) -> str:
     return str(bound) if isinstance(bound, UnixAddress) else f"http://{bound}/metrics"
 
 
-def _checked(check: Check) -> _Answer:
-    is_well, why = check()
-    return _Answer(200 if is_well else 503, f"{why}\n".encode())
+def _checked(check: Check) -> _Page:
+    async def page(accept: str) -> _Answer:
+        is_well, why = check()
+        return _Answer(200 if is_well else 503, f"{why}\n".encode())
+
+    return page
 
 
-async def _serve(stream: trio.SocketStream, pages: dict[bytes, Callable[[str], _Answer]]) -> None:
+async def _serve(stream: trio.SocketStream, pages: dict[bytes, _Page]) -> None:
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=_HEAD_BYTES_MAX)
     request: h11.Request | None = None
     try:
@@ -113,7 +168,7 @@ async def _serve(stream: trio.SocketStream, pages: dict[bytes, Callable[[str], _
             request = await _request(stream, connection)
         if request is None:
             return
-        answer = _answer_to(request, pages)
+        answer = await _answer_to(request, pages)
     except trio.TooSlowError:
         answer = _Answer(408, b"the request did not come in time\n")
     except h11.RemoteProtocolError as error:
@@ -141,7 +196,7 @@ def _is_head(request: h11.Request) -> bool:
     return request.method == b"HEAD"
 
 
-def _answer_to(request: h11.Request, pages: dict[bytes, Callable[[str], _Answer]]) -> _Answer:
+async def _answer_to(request: h11.Request, pages: dict[bytes, _Page]) -> _Answer:
     page = pages.get(request.target.partition(b"?")[0])
     if page is None:
         return _Answer(404, b"there are /metrics, /healthz and /readyz\n")
@@ -149,7 +204,9 @@ def _answer_to(request: h11.Request, pages: dict[bytes, Callable[[str], _Answer]
         return _Answer(405, b"only GET and HEAD\n", headers=(("Allow", "GET, HEAD"),))
     accept = b", ".join(value for name, value in request.headers if name == b"accept")
     try:
-        return page(accept.decode("latin-1"))
+        with trio.move_on_after(_ANSWER_TIMEOUT_S):
+            return await page(accept.decode("latin-1"))
+        return _Answer(503, b"others who asked take all the time there is for metrics\n")
     except Exception:
         log.exception("%s failed unexpectedly", request.target.decode("latin-1"))
         return _Answer(500, b"failed; the log says why\n")

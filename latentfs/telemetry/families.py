@@ -124,7 +124,13 @@ def read_families(
         "tier",
         {"kernel": kernel_hits, **reads},
     )
-    yield _by(CounterMetricFamily, "reads_failed", "Reads answered with an error.", "tier", failed)
+    yield _by(
+        CounterMetricFamily,
+        "reads_failed",
+        "Reads answered with an error; not those of killed programs.",
+        "tier",
+        failed,
+    )
     yield _histograms(
         "read_seconds",
         "Time of a read in the daemon, by what answered.",
@@ -228,14 +234,14 @@ def recipe_families(times: RenderTimes, *, vae_names: Mapping[str, str]) -> Iter
     labels = ["recipe", "vae", "vae_class", "dtype", "device", "batch", "compiled"]
     recipes = InfoMetricFamily("latentfs_recipe", "What a recipe is.", labels=labels)
     for name, recipe in times.recipes.items():
-        recipes.add_metric(_recipe_labels(name, recipe, vae_names), {})
+        recipes.add_metric(_recipe_labels(name, recipe, vae_names[name]), {})
     yield recipes
 
 
-def _recipe_labels(name: str, recipe: Recipe, vae_names: Mapping[str, str]) -> list[str]:
+def _recipe_labels(name: str, recipe: Recipe, vae_name: str) -> list[str]:
     return [
         name,
-        vae_names.get(recipe.vae, recipe.vae[:12]),
+        vae_name,
         recipe.vae_class,
         recipe.dtype,
         recipe.device,

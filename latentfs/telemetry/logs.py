@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 import sys
+import time
 import traceback
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +25,9 @@ LogFormat = Literal["text", "json"]
 
 _OWN_LOGGER = "latentfs"
 _SYSLOG_SOCKET = "/dev/log"
-_SYSLOG_WAIT_S = 0.5
+# The mount waits as well.
+_SYSLOG_WAIT_S = 0.1
+_SYSLOG_PATIENT_AGAIN_S = 10.0
 _FILE_MODE = 0o640
 # As syslog(3) numbers them.
 _DAEMON_FACILITY = 3 << 3
@@ -58,21 +61,27 @@ class LogOutput:
         """
         if self._path is None:
             return
-        assert isinstance(self._handler, logging.StreamHandler)
+        handler = self._handler
+        assert isinstance(handler, logging.StreamHandler)
         try:
-            before = self._handler.setStream(_opened(self._path))
+            opened = _opened(self._path)
         except InvalidArgumentError as error:
             logging.getLogger(__name__).error("%s", error)
-        else:
-            if before is not None:
-                before.close()
+            return
+        # Not by setStream, which would fail, and go on with the old one, where its disk is full.
+        handler.acquire()
+        try:
+            before, handler.stream = handler.stream, opened
+        finally:
+            handler.release()
+        _close(before)
 
     def close(self) -> None:
         """Log no more; what was there before is not brought back."""
         logging.getLogger().removeHandler(self._handler)
         if self._path is not None:
             assert isinstance(self._handler, logging.StreamHandler)
-            self._handler.stream.close()
+            _close(self._handler.stream)
         self._handler.close()
 
 
@@ -136,6 +145,11 @@ def _opened(path: Path) -> TextIO:
         raise InvalidArgumentError(f"can't log to {path}: {error.strerror}") from error
 
 
+def _close(stream: TextIO) -> None:
+    with contextlib.suppress(OSError):  # its disk is full: the last lines are lost
+        stream.close()
+
+
 def is_journal(stream: TextIO) -> bool:
     """Whether *stream* is the one that systemd says it reads: a shell may have redirected it."""
     device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
@@ -194,19 +208,27 @@ class _PriorityFormatter(logging.Formatter):
 
 
 class _SyslogHandler(logging.Handler):
-    """To the socket of the machine's syslog.  A line that it does not take soon is dropped."""
+    """To the socket of the machine's syslog.
+
+    A line that it does not take soon is dropped, and for a while others are not waited for at all.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._socket = _syslog_socket()
+        self._patient_from_s = 0.0
 
     def emit(self, record: logging.LogRecord) -> None:
         priority = _DAEMON_FACILITY | _priority(record.levelno)
         line = f"<{priority}>latentfs[{os.getpid()}]: {self.format(record)}"
         data = line.encode("utf-8", "backslashreplace")
+        is_patient = time.monotonic() >= self._patient_from_s
+        self._socket.settimeout(_SYSLOG_WAIT_S if is_patient else 0)
         try:
             self._socket.send(data)
         except TimeoutError:
+            self._patient_from_s = time.monotonic() + _SYSLOG_PATIENT_AGAIN_S
+        except BlockingIOError:
             pass
         except OSError:  # it was started anew, or is gone
             with contextlib.suppress(OSError):

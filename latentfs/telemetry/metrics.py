@@ -103,6 +103,10 @@ class Metrics(Collector):
         yield from families.developer_families(self._developer.statistics())
 
     def _vae_names(self) -> dict[str, str]:
-        """Return the names of VAEs by their ids."""
+        """Return what the VAEs of recipes are called, by the short names of the recipes."""
+        recipes = self._renditions.times.recipes
         with self._store.read() as snapshot:
-            return {vae.id: name for name, vae in snapshot.vaes()}
+            return {
+                name: snapshot.vae_name(recipe.vae, dtype=recipe.dtype) or recipe.vae[:12]
+                for name, recipe in recipes.items()
+            }

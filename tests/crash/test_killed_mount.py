@@ -19,7 +19,7 @@ from mount_load import Load, LoggedChange, Tree, read_log, read_tree
 from mounts import latentfs, mounted, wait_until
 
 PAGE_BYTES = 4096
-ROUNDS = 20  # unless --crash-rounds says otherwise
+ROUNDS = 10  # unless --crash-rounds says otherwise
 WORKERS = 2
 # Of load in a round: a mount commits twice a second when nobody syncs.
 LOAD_S_MAX = 1.0

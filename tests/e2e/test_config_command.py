@@ -57,6 +57,11 @@ def test_mount_and_umount_by_a_settings_file(tmp_path):
             (tmp_path / "mnt" / "a").write_bytes(b"")
         latentfs("umount", "--stale", "--config", file)
         assert find_mount(tmp_path / "mnt") is not None, "it is alive"
+        other = tmp_path / "other.toml"
+        other.write_text(file.read_text().replace("art.lfs", "other.lfs"))
+        done = latentfs("umount", "--config", other, check=False)
+        assert f"{store} is mounted on {tmp_path / 'mnt'}, and not" in done.stderr
+        assert find_mount(tmp_path / "mnt") is not None, "it is another's"
         latentfs("umount", "--config", file)
         assert daemon.wait(timeout=30) == 0
         latentfs("umount", "--stale", "--config", file)

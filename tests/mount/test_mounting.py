@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -184,6 +186,32 @@ def test_a_stale_mount_is_replaced(store: Path, tmp_path: Path) -> None:
         with mounted(store, tmp_path / "mnt") as mount:
             assert len(os.listdir(mount.path / "pictures")) == 100
             assert len((mount.path / "pictures" / "000.png").read_bytes()) > 1000
+
+
+def test_a_mount_that_is_aborted_is_taken_away_and_the_daemon_fails(mount: Mount) -> None:
+    """As by ``umount -f``, which leaves it dead, and in place while a file is open."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may abort a connection")
+    connection = os.minor(mount.path.stat().st_dev)
+    fd = os.open(mount.path / "pictures" / "000.png", os.O_RDONLY)
+    Path(f"/sys/fs/fuse/connections/{connection}/abort").write_text("1")
+    assert mount.process.wait(timeout=30) == 1
+    assert f"the connection to {mount.path} was aborted" in mount.log
+    assert os.listdir(mount.path) == []
+    with contextlib.suppress(OSError):
+        os.close(fd)
+
+
+def test_a_store_and_a_mount_point_may_have_any_name(pictures_store: Path, tmp_path: Path) -> None:
+    names = ("josé, ❄ 雪.lfs", "blanks\n\udcff # and more")
+    store, path = (tmp_path / name for name in names)
+    shutil.copytree(pictures_store, store, ignore=shutil.ignore_patterns("*.sock", "lock.mdb"))
+    with mounted(store, path) as mount:
+        assert len(os.listdir(mount.path / "pictures")) == 100
+        mountpoint = mount.full_status()["mountpoint"]
+        assert mountpoint == str(path)
+        assert latentfs("umount", path).returncode == 0
+        assert mount.process.wait(timeout=30) == 0
 
 
 def test_a_store_is_mounted_once(mount: Mount, tmp_path: Path) -> None:

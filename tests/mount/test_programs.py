@@ -539,8 +539,13 @@ def unchanged_but(mount: Mount, changed: str) -> Iterator[tuple[Path, bytes]]:
 
 
 @needs("exiftool")
-@pytest.mark.parametrize("how", ["-overwrite_original", "-overwrite_original_in_place"])
-@pytest.mark.parametrize("name", ["pictures/003.png", "jpeg/001.jpg"])
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("pictures/003.png", "-overwrite_original"),
+        ("jpeg/001.jpg", "-overwrite_original_in_place"),
+    ],
+)
 def test_exiftool_writes_into_a_picture(mount: Mount, name: str, how: str) -> None:
     path = mount.path / name
     before, others = pixels(path), dict(unchanged_but(mount, path.name))

@@ -28,6 +28,7 @@ from latentfs.render.job_queue import Reader
 from latentfs.store.live_store import LiveStore
 from latentfs.store.records import Inode
 from latentfs.store.store import Store
+from latentfs.telemetry.activity import ReadTrail
 
 
 def sha256(path: Path) -> str:
@@ -214,7 +215,7 @@ def test_it_is_usable_before_any_model_is_loaded(store: Path, tmp_path: Path) ->
 class Rendered:
     """Renditions of zeros, at once."""
 
-    async def get(self, ino: int, inode: Inode, reader: Reader) -> bytes:
+    async def get(self, ino: int, inode: Inode, reader: Reader, trail: ReadTrail) -> bytes:
         return bytes(inode.size_bytes)
 
 
@@ -234,7 +235,7 @@ def test_a_damaged_neighbour_does_not_keep_a_file_from_being_read(
                 LiveStore(store),
                 Rendered(),  # type: ignore[arg-type]
                 Damaged(files_max=8),
-                ahead_bytes=0,
+                ahead_bytes=lambda: 0,
             )
             handle = (await filesystem.open(found[0], 0, pyfuse3.RequestContext())).fh
             assert len(await filesystem.read(handle, 0, 4096)) == 4096
@@ -257,7 +258,7 @@ def test_handles_read_in_part_keep_a_bounded_amount(
                 LiveStore(store),
                 Rendered(),  # type: ignore[arg-type]
                 SequenceDetector(files_max=0),
-                ahead_bytes=0,
+                ahead_bytes=lambda: 0,
             )
             context = pyfuse3.RequestContext()
             handles = [(await filesystem.open(found[0], 0, context)).fh for _ in range(30)]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from mounts import Mount, mounted, wait_until
@@ -23,25 +25,94 @@ def mount(store: Path, tmp_path: Path, settings_file: Path) -> Iterator[Mount]:
         yield mount
 
 
-def test_it_takes_what_can_change_while_it_is_mounted(mount: Mount, settings_file: Path) -> None:
-    assert mount.status()["cache"]["budget_bytes"] == 64 << 20
-    settings_file.write_text('cache = "32M"\nrender_timeout = "7s"\nprefetch = 0\nslow_read = 0\n')
-    mount.process.send_signal(signal.SIGHUP)
+BEFORE = """
+cache = "64M"
+pixel_share = 0.5
+slow_read = "1ms"
+log_level = "debug"
+mount_options = ["noexec"]
+"""
+AFTER = """
+cache = "32M"
+render_timeout = "70s"
+prefetch = 0
+slow_read = 0
+log_level = "warning"
+mount_options = ["noexec"]
+"""
 
-    def is_taken() -> bool:
-        cache = mount.status()["cache"]
-        return bool(cache["budget_bytes"] == 32 << 20 and cache["pixel_share"] is None)
 
-    wait_until(is_taken, "the cache has its new size")
-    for line in (
-        "cache is 33554432 now, and was 67108864",
-        "pixel_share is None now, and was 0.5",
-        "render_timeout is 7.0 now, and was 60.0",
-        "prefetch is 0 now, and was 8",
-        "slow_read is 0.0 now, and was 5.0",
-    ):
-        assert line in mount.log
-    assert (mount.path / "pictures" / "000.png").read_bytes()[:4] == b"\x89PNG"
+def test_it_takes_what_can_change_while_it_is_mounted(
+    store: Path, tmp_path: Path, settings_file: Path
+) -> None:
+    settings_file.write_text(BEFORE)
+    arguments = ("--config", str(settings_file), "-o", "dev")
+    with mounted(store, tmp_path / "mnt", *arguments, flags=()) as mount:
+        assert mount.status()["cache"]["budget_bytes"] == 64 << 20
+        assert {"noexec", "nosuid"} <= options_of(mount)
+        assert ("nodev" in options_of(mount)) == (os.geteuid() != 0)
+        mount.wait_for_renderer()
+        first = did(mount, from_number=10)
+        assert first.prefetched > 0
+        assert first.slow_read_lines > 0
+        assert first.debug_lines > 0
+
+        settings_file.write_text(AFTER)
+        mount.process.send_signal(signal.SIGHUP)
+
+        def is_taken() -> bool:
+            cache = mount.status()["cache"]
+            return bool(cache["budget_bytes"] == 32 << 20 and cache["pixel_share"] is None)
+
+        wait_until(is_taken, "the cache has its new size")
+        for line in (
+            "cache is 33554432 now, and was 67108864",
+            "pixel_share is None now, and was 0.5",
+            "render_timeout is 70.0 now, and was 60.0",
+            "prefetch is 0 now, and was 8",
+            "slow_read is 0.0 now, and was 0.001",
+        ):
+            assert line in mount.log
+        assert did(mount, from_number=40) == Did(0, 0, 0)
+
+        shorter = AFTER.replace("70s", "100ms").replace("warning", "info")
+        settings_file.write_text(shorter)
+        mount.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: "log_level is info now" in mount.log, "the file is read")
+        os.kill(mount.wait_for_renderer(), signal.SIGSTOP)  # the daemon replaces it then
+        with pytest.raises(OSError, match="Input/output error"):
+            (mount.path / "pictures/060.png").read_bytes()
+        assert mount.status()["render_timeouts_total"] > 0
+        wait_until(lambda: mount.status()["renderer_restarts_total"] > 0, "it is replaced")
+
+
+class Did(NamedTuple):
+    """What reading in order, and a change that is refused, made a mount do."""
+
+    prefetched: int
+    slow_read_lines: int
+    debug_lines: int
+
+
+def did(mount: Mount, *, from_number: int) -> Did:
+    def now() -> Did:
+        log = mount.log
+        prefetched = mount.status()["renders_prefetched_total"]
+        return Did(prefetched, log.count("slow read: "), log.count(": DEBUG: "))
+
+    wait_until(lambda: mount.status()["renders_in_flight"] == 0, "nothing is rendered")
+    before = now()
+    for number in range(from_number, from_number + 5):
+        (mount.path / f"pictures/{number:03}.png").read_bytes()
+    with pytest.raises(OSError, match="not empty"):
+        (mount.path / "pictures").rmdir()
+    return Did(*(after - value for after, value in zip(now(), before, strict=True)))
+
+
+def options_of(mount: Mount) -> set[str]:
+    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    (line,) = (line for line in mounts if line.split()[4] == str(mount.path))
+    return set(line.split()[5].split(","))
 
 
 def test_what_can_not_change_stays_and_the_log_says_so(mount: Mount, settings_file: Path) -> None:

@@ -122,12 +122,17 @@ def test_what_is_unmounted_by_others_stays_unmounted(art: Service) -> None:
     assert art.restarts() == before
 
 
-def test_a_dead_mount_is_cleaned_up_when_there_is_no_restart(art: Service) -> None:
+def test_what_is_killed_leaves_errors_and_no_empty_folder(art: Service) -> None:
+    """What copies the folder elsewhere must not take it for empty."""
     art.start()
     art.drop_in("[Service]\nRestart=no\n")
     art.machine.systemctl("kill", "--signal=KILL", "--kill-who=main", art.unit)
     wait_until(lambda: art.show("ActiveState") == "failed", "the service has failed")
-    assert str(art.mountpoint) not in art.machine.run("mount").stdout
+    seen = art.machine.run("ls", art.mountpoint, check=False)
+    assert seen.returncode != 0
+    assert "Transport endpoint is not connected" in seen.stderr
+    art.start()
+    assert len(art.listed()) == PICTURES
 
 
 def test_a_daemon_that_hangs_is_replaced(machine: Machine, idle_store: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -59,3 +60,22 @@ def test_the_unit_is_exposed_no_more_than_a_mount_has_to_be(
     arguments = ["security", "--offline=true", f"--threshold={_EXPOSURE_MAX}", unit]
     done = _analyze(*arguments, runtime=tmp_path)
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("result", "cleans_up"),
+    [("success", True), ("timeout", True), ("signal", False), ("watchdog", False)],
+)
+def test_a_dead_mount_is_taken_away_only_where_it_was_to_end(
+    tmp_path: Path, executable: Path, result: str, cleans_up: bool
+) -> None:
+    unit = install(plan_for_the_machine(tmp_path, executable))[0].path
+    (line,) = (line for line in unit.read_text().splitlines() if line.startswith("ExecStopPost="))
+    command = line.removeprefix("ExecStopPost=-").replace("$$", "$")
+    executable.write_text('#!/bin/sh\necho "$@"\n')
+    environment = {**os.environ, "SERVICE_RESULT": result}
+    done = subprocess.run(
+        shlex.split(command), capture_output=True, text=True, check=True, env=environment
+    )
+    expected = "umount --stale --config /etc/latentfs/%i.toml\n"
+    assert done.stdout == (expected if cleans_up else "")

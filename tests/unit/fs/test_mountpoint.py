@@ -8,7 +8,7 @@ import pytest
 
 from latentfs.errors import MountError
 from latentfs.fs import mountpoint, tuning
-from latentfs.fs.mountpoint import find_mount, prepare_mountpoint, unmount
+from latentfs.fs.mountpoint import check_mountpoint, find_mount, unmount
 
 MOUNTINFO = """22 1 0:20 / / rw - ext4 /dev/vda rw
 30 22 0:44 / /mnt/two\\040words rw,nosuid shared:7 - fuse.latentfs /srv/art\\134b.lfs ro
@@ -42,13 +42,13 @@ def test_only_latentfs_is_unmounted() -> None:
     with pytest.raises(MountError, match="nothing is mounted on /mnt/other"):
         unmount(Path("/mnt/other"))
     with pytest.raises(MountError, match="already"):
-        prepare_mountpoint(Path("/mnt/twice"), store_path=Path("/srv/art.lfs"))
+        check_mountpoint(Path("/mnt/twice"), store_path=Path("/srv/art.lfs"))
 
 
 def test_a_store_is_not_hidden_by_its_own_mount(tmp_path: Path) -> None:
     for place in (tmp_path, tmp_path / "art.lfs"):
         with pytest.raises(MountError, match="would be hidden"):
-            prepare_mountpoint(place, store_path=tmp_path / "art.lfs")
+            check_mountpoint(place, store_path=tmp_path / "art.lfs")
 
 
 def test_a_linked_mount_point_is_found_by_its_real_path(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import errno
 import itertools
 import os
 import stat
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -53,6 +53,10 @@ class SlowRenditions:
         self.may_go = trio.Event()
         self.error: LatentfsError | None = None
         self.asked = 0
+        self.ahead: list[int] = []
+
+    def prefetch(self, ino: int, inode: Inode, is_wanted: Callable[[], bool]) -> None:
+        self.ahead.append(ino)
 
     async def get(self, ino: int, inode: Inode, reader: Reader, trail: ReadTrail) -> bytes:
         self.asked += 1
@@ -73,14 +77,16 @@ class Opened:
         self.inodes = OpenInodes(live)
         self.written: list[int] = []
         self.activity = Activity()
+        self.detector = SequenceDetector(files_max=0)
+        self.ahead_bytes = 0
         self.files = OpenFiles(
             live,
             cast(Renditions, self.renditions),
             self.inodes,
-            SequenceDetector(files_max=0),
+            self.detector,
             itertools.count(1),
             self.activity,
-            ahead_bytes=0,
+            ahead_bytes=lambda: self.ahead_bytes,
             on_written=self.written.append,
         )
 
@@ -478,3 +484,35 @@ async def test_attributes_change_as_the_fields_say(store, autojump_clock):
         entry = await opened.files.set_attributes(opened.ino, wanted, fields("size", "mtime"), CTX)
         assert (entry.st_size, entry.st_mtime_ns) == (5, 2_000_000_003)
         assert opened.content() == PICTURE[:5]
+
+
+# Rendering ahead
+
+
+async def test_what_is_rendered_ahead_fits_into_what_there_is_for_it_now(store):
+    with store.write() as transaction:
+        names = [b"b%d.png" % number for number in range(9)]
+        latent = picture_latent(2)
+        inos = [
+            add_picture(transaction, ROOT_INO, name, latent, size_bytes=SIZE_BYTES)
+            for name in names
+        ]
+    async with opened_store(store) as opened:
+        opened.renditions.may_go.set()
+        opened.detector.limit(8)
+        for ino, name in zip(inos, names, strict=True):
+            opened.detector.saw_name(ino, ROOT_INO, name)
+
+        async def read(ino: int) -> list[int]:
+            opened.renditions.ahead.clear()
+            handle = await opened.open(ino, os.O_RDONLY)
+            await opened.files.read(handle, SIZE_BYTES - 10, 10)
+            await opened.files.close(handle)
+            return opened.renditions.ahead
+
+        for ino in inos[:2]:
+            await read(ino)
+        opened.ahead_bytes = SIZE_BYTES
+        assert await read(inos[2]) == inos[3:4]
+        opened.ahead_bytes = 8 * SIZE_BYTES
+        assert await read(inos[3]) == inos[5:8]

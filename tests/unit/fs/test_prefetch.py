@@ -94,6 +94,20 @@ def test_nothing_is_suggested_when_nothing_may_be() -> None:
         SequenceDetector(files_max=-1)
 
 
+def test_the_limit_can_be_lowered_and_raised_in_the_middle_of_a_scan() -> None:
+    directory = made()
+    directory.open_all(*range(10, 20))
+    assert len(directory.wanted()) == 8
+    for start, limit in ((20, 4), (30, 2), (40, 0)):
+        directory.detector.limit(limit)
+        # Nothing as long as more is ahead than there may be, and then one for each.
+        assert max(map(len, directory.open_all(*range(start, start + 10)))) <= 1
+        assert len(directory.wanted()) == limit
+    directory.detector.limit(8)
+    directory.open_all(*range(50, 60))
+    assert len(directory.wanted()) == 8
+
+
 def test_random_opens_are_suggested_nothing() -> None:
     assert made().open_all(50, 3, 80, 12, 97, 40, 9, 60, 20) == [[]] * 9
 

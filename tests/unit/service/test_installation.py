@@ -111,6 +111,8 @@ def test_a_path_is_quoted_as_systemd_reads_it(tmp_path: Path) -> None:
     unit = (tmp_path / UNIT).read_text()
     assert 'ExecStart="/opt/100%% mine/latentfs" mount' in unit
     assert 'ExecStop=-"/opt/100%% mine/latentfs" umount' in unit
+    install(plan_for_the_machine(tmp_path, Path("/home/o'brien/latentfs")))
+    assert 'ExecStart="/home/o\'brien/latentfs" mount' in (tmp_path / UNIT).read_text()
 
 
 def test_without_an_executable_the_module_is_run(tmp_path: Path) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
+import click
 import pytest
 
+from latentfs.cli.settings_options import setting_sources, settings_options
 from latentfs.errors import InvalidArgumentError
+from latentfs.settings.kernel_options import chosen_options
 from latentfs.settings.sources import SettingSources, given_by_mount_options
 
 
@@ -85,6 +89,8 @@ def test_one_file_is_read_the_first_that_is_there(tmp_path, file):
         ('mount_options = ["allow_othr"]', "did you mean 'allow_other'?"),
         ("cache = ", "is not TOML"),
         ("\udcff", "is not TOML"),
+        pytest.param("cache = " + "9" * 5000, "is not TOML", id="a number of 5000 digits"),
+        pytest.param("cache = " + "[" * 5000, "is not TOML", id="lists in lists"),
     ],
 )
 def test_a_file_that_can_not_be_used_is_refused_with_its_name(tmp_path, text, said):
@@ -101,6 +107,49 @@ def test_a_file_that_was_asked_for_must_be_there(tmp_path):
         sources(file=tmp_path / "none.toml").resolve()
 
 
+def test_a_link_is_followed_whenever_it_is_read(tmp_path, file, monkeypatch):
+    newer = tmp_path / "newer.toml"
+    newer.write_text('cache = "5M"\n')
+    link = tmp_path / "current.toml"
+    link.symlink_to(file)
+    seen = []
+
+    @click.command
+    @settings_options
+    def command(**options):
+        seen.append(setting_sources(store=None, mountpoint=None, options=options))
+
+    monkeypatch.chdir(tmp_path)
+    command.main(["--config", "current.toml"], standalone_mode=False)
+    monkeypatch.chdir("/")
+    (found,) = seen
+    assert found.resolve().settings.cache_bytes == 1 << 30
+    link.unlink()
+    link.symlink_to(newer)
+    assert found.resolve().settings.cache_bytes == 5 << 20
+
+
+def test_a_relative_path_in_a_variable_is_refused_or_ignored(tmp_path, file, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidArgumentError, match=r"LATENTFS_CONFIG=art.toml is relative"):
+        sources(file=None, environment={"LATENTFS_CONFIG": "art.toml"}).file_in_use()
+    for folder in ("elsewhere", "home/.config"):
+        (tmp_path / folder / "latentfs").mkdir(parents=True)
+        (tmp_path / folder / "latentfs" / "config.toml").write_text('cache = "5M"\n')
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    at_home = tmp_path / "home" / ".config" / "latentfs" / "config.toml"
+    assert sources(file=None, environment={"XDG_CONFIG_HOME": "elsewhere"}).file_in_use() == at_home
+
+
+def test_a_file_that_can_not_be_looked_for_is_an_error(tmp_path, monkeypatch):
+    def refuse(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    with pytest.raises(InvalidArgumentError, match=r"can't see whether .*: Permission denied"):
+        sources(file=None, environment={"XDG_CONFIG_HOME": str(tmp_path)}).resolve()
+
+
 def test_a_misspelt_variable_is_refused_and_others_are_left_alone():
     with pytest.raises(InvalidArgumentError, match="did you mean 'render_timeout'"):
         sources(environment={"LATENTFS_RENDERTIMEOUT": "3s"}).resolve()
@@ -110,6 +159,41 @@ def test_a_misspelt_variable_is_refused_and_others_are_left_alone():
 def test_a_wrong_value_is_refused_with_where_it_came_from():
     with pytest.raises(InvalidArgumentError, match=r"^cache of LATENTFS_CACHE: 'x' is not a size"):
         sources(environment={"LATENTFS_CACHE": "x"}).resolve()
+
+
+def options_of(file: Path, options: str, *, environment: dict[str, str] | None = None):
+    given = given_by_mount_options(options)
+    return SettingSources(
+        file=file, given=given, given_as=dict.fromkeys(given, "-o"), environment=environment or {}
+    ).resolve()
+
+
+def test_options_for_the_kernel_add_to_those_of_the_file(tmp_path):
+    file = tmp_path / "art.toml"
+    file.write_text('mount_options = ["noallow_other", "noexec"]\n')
+    resolved = options_of(file, "nosuid,exec")
+    assert resolved.settings.mount_options == ("noallow_other", "noexec", "nosuid", "exec")
+    assert resolved.origins["mount_options"] == f"{file}, -o"
+    assert resolved.written["mount_options"] == ["noallow_other", "noexec", "nosuid", "exec"]
+    assert chosen_options(resolved.settings.mount_options, may_allow_other=True) == {
+        "default_permissions",
+        "nodev",
+        "nosuid",
+    }
+    assert options_of(file, "cache=1G").origins["mount_options"] == str(file)
+    variable = {"LATENTFS_MOUNT_OPTIONS": "noatime"}
+    resolved = options_of(file, "nosuid", environment=variable)
+    assert resolved.settings.mount_options == ("noatime", "nosuid")
+    assert resolved.origins["mount_options"] == "LATENTFS_MOUNT_OPTIONS, -o"
+    assert options_of(Path("/dev/null"), "nosuid").origins["mount_options"] == "-o"
+
+
+def test_options_that_add_to_wrong_ones_do_not_hide_where_these_are(tmp_path):
+    file = tmp_path / "art.toml"
+    for written in ('["alow_other"]', "[1]"):
+        file.write_text(f"mount_options = {written}\n")
+        with pytest.raises(InvalidArgumentError, match=f"^mount_options of {file}: "):
+            options_of(file, "nosuid")
 
 
 def test_mount_options_give_settings_and_what_the_kernel_is_told():

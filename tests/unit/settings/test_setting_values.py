@@ -35,7 +35,8 @@ def test_sizes(written, expected):
 
 
 @pytest.mark.parametrize(
-    "written", ["", "-1", "1.5G", "many", -1, True, 1.5, None, [], "9" * 30 + "X"]
+    "written",
+    ["", "-1", "1.5G", "many", -1, True, 1.5, None, [], "9" * 30 + "X", "5\u212a", "\u0665"],
 )
 def test_what_is_no_size(written):
     with pytest.raises(ValueError, match=r"is not a size; use a number with K, M, G or T"):

@@ -10,6 +10,7 @@ import re
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -157,6 +158,25 @@ def test_a_file_that_can_not_be_opened_anew_goes_on_where_it_was(
         configured(destination=folder / "daemon.log")
 
 
+def test_a_file_whose_disk_was_full_is_opened_anew(configured: Configured, tmp_path: Path) -> None:
+    path, elsewhere = tmp_path / "daemon.log", tmp_path / "elsewhere.log"
+    path.symlink_to("/dev/full")
+    output = configured(destination=path)
+    log.warning("nobody will read this")
+    path.unlink()
+    path.symlink_to(elsewhere)
+    output.reopen()
+    log.warning("there is room again")
+    (line,) = elsewhere.read_text().splitlines()
+    assert line.endswith("there is room again")
+
+
+def test_logging_ends_without_an_error_where_the_disk_is_full(configured: Configured) -> None:
+    output = configured(destination=Path("/dev/full"))
+    log.warning("nobody will read this")
+    output.close()
+
+
 def test_the_level_can_change(configured: Configured, capsys: pytest.CaptureFixture[str]) -> None:
     output = configured(level="error")
     log.warning("not yet")
@@ -184,6 +204,38 @@ def test_syslog_gets_lines_with_facility_and_severity_and_may_be_started_anew(
     with listening(path) as syslog:
         log.error("again")
         assert syslog.recv(1000).decode().startswith("<27>")
+
+
+def test_a_syslog_that_hangs_is_waited_for_once_in_a_while(
+    configured: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s, waits = 0.0, 0
+
+    class Syslog(socket.socket):
+        def send(self, *data: Any) -> int:
+            nonlocal waits
+            try:
+                return super().send(*data)
+            except TimeoutError:
+                waits += 1
+                raise
+
+    path = tmp_path / "log"
+    monkeypatch.setattr(logs, "_SYSLOG_SOCKET", str(path))
+    monkeypatch.setattr(logs, "_SYSLOG_WAIT_S", 0.01)
+    monkeypatch.setattr(logs, "time", SimpleNamespace(monotonic=lambda: now_s))
+    with listening(path) as syslog:
+        monkeypatch.setattr("socket.socket", Syslog)
+        configured(destination="syslog")
+        now_s = 1000.0
+        for expected in (1, 2):
+            for _ in range(2000):  # more than the queue of a socket takes
+                log.warning("a line")
+            assert waits == expected
+            now_s += 11
+        while b"again" not in syslog.recv(1000):
+            log.warning("again")
+    assert waits == 2
 
 
 def listening(path: Path) -> socket.socket:

@@ -28,10 +28,14 @@ class Pages:
         self.error: Exception | None = None
         self.health = (True, "the loop runs")
         self.readiness = (False, "no renderer is ready")
+        self.on_render = lambda: None
+        self.began_s: list[float] = []
 
     def render(self, accept: str, *, is_ready: bool) -> tuple[bytes, str]:
         assert is_ready == self.readiness[0]
         self.accepts.append(accept)
+        self.began_s.append(trio.current_time())
+        self.on_render()
         if self.error is not None:
             raise self.error
         return b"latentfs_reads_total 1\n", "text/plain; version=0.0.4"
@@ -183,6 +187,87 @@ async def test_clients_that_hang_up_leave_no_trace(caplog):
             await stream.aclose()
         assert (await ask(address, GET))[0] == 200
     assert not caplog.records
+
+
+async def test_metrics_take_a_tenth_of_the_thread_at_most(autojump_clock):
+    pages = Pages()
+    pages.on_render = lambda: autojump_clock.jump(0.01)
+    async with served(pages) as address:
+        start_s = trio.current_time()
+        for _ in range(5):
+            assert (await ask(address, GET))[0] == 200
+        elapsed_s = trio.current_time() - start_s
+    assert len(pages.began_s) == 5
+    # The last one has its pause before it, not after it.
+    assert elapsed_s == pytest.approx(4 * 0.1 + 0.01)
+
+
+async def test_requests_that_wait_share_what_is_rendered_after_they_came(autojump_clock):
+    pages = Pages()
+    pages.on_render = lambda: autojump_clock.jump(0.1)
+    asked_s: list[float] = []
+
+    async def ask_at(address: Address, wait_s: float, accept: str) -> None:
+        await trio.sleep(wait_s)
+        asked_s.append(trio.current_time())
+        assert (await ask(address, request("/metrics", accept=accept)))[0] == 200
+
+    async with served(pages) as address:
+        await ask(address, GET)
+        async with trio.open_nursery() as nursery:
+            for wait_s in (0.1, 0.2, 0.3):
+                nursery.start_soon(ask_at, address, wait_s, "plain")
+            nursery.start_soon(ask_at, address, 0.4, "other")
+            nursery.start_soon(ask_at, address, 1.05, "other")
+    # The last one came when the one for the first three had been rendered.
+    assert pages.accepts == ["", "plain", "other"]
+    assert pages.began_s[1] >= max(asked_s[:3])
+    assert pages.began_s[2] >= max(asked_s)
+
+
+async def test_what_was_rendered_before_is_nobodys_answer(autojump_clock):
+    pages = Pages()
+    async with served(pages) as address:
+        for number in range(1, 4):
+            await ask(address, GET)
+            assert len(pages.began_s) == number
+
+
+async def test_who_waits_too_long_for_metrics_is_told_so_and_health_is_told_at_once(
+    autojump_clock,
+):
+    pages = Pages()
+    pages.on_render = lambda: autojump_clock.jump(3)  # 27 s of pause
+    statuses: list[int] = []
+
+    async def ask_metrics(address: Address) -> None:
+        statuses.append((await ask(address, GET))[0])
+
+    async with served(pages) as address:
+        await ask(address, GET)
+        start_s = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            for _ in range(14):
+                nursery.start_soon(ask_metrics, address)
+            await trio.sleep(1)
+            assert statuses == [503, 503]  # there are places for others
+            assert (await ask(address, request("/healthz")))[0] == 200
+            assert trio.current_time() - start_s < 2
+        assert statuses == [503] * 14
+        assert trio.current_time() - start_s == pytest.approx(10)
+        await trio.sleep(20)
+        assert (await ask(address, GET))[0] == 200
+    assert len(pages.began_s) == 2
+
+
+async def test_a_page_that_fails_has_its_pause_too(autojump_clock, caplog):
+    pages = Pages()
+    pages.error = RuntimeError("no figures")
+    pages.on_render = lambda: autojump_clock.jump(0.1)
+    async with served(pages) as address:
+        for _ in range(2):
+            assert (await ask(address, GET))[0] == 500
+    assert pages.began_s[1] - pages.began_s[0] == pytest.approx(1)
 
 
 async def test_a_unix_socket_serves_the_same_and_goes_with_the_block(tmp_path: Path):
