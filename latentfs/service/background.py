@@ -49,8 +49,8 @@ def start_daemon(arguments: Sequence[str], *, user: str | None = None) -> int:
         user: whom the daemon runs as; None for the user of this process.
 
     Returns:
-        0 when the mount is usable, else the exit status of a daemon that has ended; it has said
-        why on standard error.
+        0 when the mount is usable, else the exit status of a daemon that has ended, which has said
+        why on standard error; 1 where it was told to end before.
 
     Raises:
         InvalidArgumentError: there is no such user, or this user may not run something as another.
@@ -66,7 +66,7 @@ def start_daemon(arguments: Sequence[str], *, user: str | None = None) -> int:
             if told.read(len(_READY)) == _READY:
                 daemon.returncode = 0  # it is let go: nobody waits for its end
                 return 0
-            return daemon.wait()
+            return daemon.wait() or 1  # told to end before it could be used
         except BaseException:
             _end(daemon)
             raise

@@ -74,6 +74,17 @@ async def test_a_browser_with_another_copy_gets_the_picture(served: Served) -> N
     assert (answer.status, answer.sha256) == (200, served.right[CAT])
 
 
+async def test_a_name_that_was_not_there_is_not_taken_for_checked(served: Served) -> None:
+    for _ in range(3):
+        answer = await ask(served.port, "/art/pictures/comes-later.png")
+        assert answer.status == 404
+    kept = [path for path in (served.nginx.folder / "checks").rglob("*") if path.is_file()]
+    assert not [path for path in kept if b"comes-later" in path.read_bytes()]
+    assert (await ask(served.port, CAT)).status == 200
+    kept = [path for path in (served.nginx.folder / "checks").rglob("*") if path.is_file()]
+    assert [path for path in kept if b"/art/pictures/010.png" in path.read_bytes()]
+
+
 async def test_ranges_are_cut_out_of_the_right_bytes(served: Served) -> None:
     data = (await ask(served.port, CAT)).body
     for wanted, first, end in (
@@ -130,6 +141,21 @@ async def test_a_folder_is_listed_without_a_render(served: Served) -> None:
     size = (served.mount.path / "pictures/050.png").stat().st_size
     assert {entry["size"] for entry in entries if entry["name"] == "050.png"} == {size}
     assert renders(served) == before
+
+
+async def test_what_is_put_into_the_mount_can_neither_hide_a_folder_nor_run_scripts(
+    served: Served,
+) -> None:
+    folder = served.mount.path / "pages"
+    (folder / "folder.png").mkdir(parents=True)
+    (folder / "index.html").write_text("<script>alert(1)</script>")
+    entries = json.loads(answer_body(await ask(served.port, "/list/pages/")))
+    assert {entry["name"] for entry in entries} == {"folder.png", "index.html"}
+    page = await ask(served.port, "/art/pages/index.html")
+    assert page.status == 200
+    assert "sandbox" in page.headers["content-security-policy"]
+    assert "sandbox" in (await ask(served.port, CAT)).headers["content-security-policy"]
+    assert (await ask(served.port, "/art/pages/folder.png")).status == 301
 
 
 def answer_body(answer: Answer) -> bytes:
@@ -236,3 +262,10 @@ async def test_other_machines_are_limited_and_told_so(served: Served) -> None:
     assert statuses[200] >= 64
     kept = {answer.headers.get("cache-control") for answer in answers if answer.status == 429}
     assert kept == {None}
+
+
+async def test_other_machines_list_folders_now_and_then(served: Served) -> None:
+    answers = [await ask(served.port, "/list/jpeg/", source="127.0.0.3") for _ in range(30)]
+    statuses = Counter(answer.status for answer in answers)
+    assert set(statuses) == {200, 429}
+    assert statuses[200] >= 20
