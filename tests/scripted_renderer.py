@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Callable, Container, Mapping
+from collections.abc import AsyncIterator, Callable, Container, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import trio
 import trio.testing
 
-from latentfs.errors import RendererLostError
+from latentfs.errors import RendererLostError, RenderFailedError
 from latentfs.images.framing import Framing
 from latentfs.latents.recipe import Recipe
 from latentfs.render.job_queue import RenderJob
@@ -86,7 +86,6 @@ class ScriptedRenderer:
         self._scripted = scripted
         self._device = device
         self._greeted = False
-        self._arriving: list[RenderRequest] = []
         self._groups, self._received = trio.open_memory_channel[list[RenderRequest]](1000)
         self._names: dict[int, str] = {}
         self._cancelled: set[int] = set()
@@ -94,13 +93,14 @@ class ScriptedRenderer:
         self._left_s = 0.0
         self._answers: deque[tuple[Message, bytes | None]] = deque()
 
-    async def send(self, request: RenderRequest, bulk: list[bytes]) -> None:
-        await trio.lowlevel.checkpoint()
-        self._names[request.number] = bulk[-1].decode()
-        self._arriving.append(request)
-        if request.follows == 0:
-            self._groups.send_nowait(self._arriving)
-            self._arriving = []
+    async def send(
+        self, group: Sequence[tuple[RenderRequest, list[bytes]]]
+    ) -> dict[int, RenderFailedError]:
+        for request, bulk in group:
+            await trio.lowlevel.checkpoint()
+            self._names[request.number] = bulk[-1].decode()
+        self._groups.send_nowait([request for request, _ in group])
+        return {}
 
     async def send_message(self, message: Message) -> None:
         await trio.lowlevel.checkpoint()
@@ -132,7 +132,6 @@ class ScriptedRenderer:
         if names:
             self._scripted.begun.append(names)
             self._scripted.begun_on[self._device] += names
-            self._scripted.follows += [request.follows for request in self._working_on]
             self._scripted.on_begun()
             self._left_s = max(self._scripted.seconds.get(name, 1.0) for name in names)
 
@@ -187,7 +186,6 @@ class Scripted:
         opened: devices for which a renderer was opened, in order.
         begun: names of the jobs whose decoding was begun, those decoded together in one list.
         begun_on: the same by the device that was asked for, without the groups.
-        follows: of those requests.
         cancelled: names of the jobs that were cancelled.
     """
 
@@ -210,7 +208,6 @@ class Scripted:
         self.opened: list[str] = []
         self.begun: list[list[str]] = []
         self.begun_on: dict[str, list[str]] = defaultdict(list)
-        self.follows: list[int] = []
         self.cancelled: list[str] = []
         self._has_begun = trio.Event()
 

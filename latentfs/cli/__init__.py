@@ -24,7 +24,7 @@ _COMMANDS = {
     "mount": "Mount a store as a folder of pictures.",
     "umount": "Unmount a store.",
     "config": "Show the settings of a mount, and where each comes from.",
-    "export": "Copy pictures out of a store without mounting it.",
+    "export": "Copy files out of a store without mounting it.",
     "status": "Show what a store or a mount holds and does.",
     "top": "Watch what a mount does.",
     "explain": "Say what a file is, and how it would be read.",

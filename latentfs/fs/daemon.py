@@ -275,9 +275,12 @@ class _Daemon:
         # before.
         try:
             await SelfRead(self._mountpoint)()
-        except (MountError, OSError) as error:
+        except (MountError, OSError, RuntimeError) as error:  # a thread that can't be started, too
             log.warning("the mount may not be ready yet: %s", error)
-        await trio.to_thread.run_sync(tune, self._mountpoint)
+        try:
+            await trio.to_thread.run_sync(tune, self._mountpoint)
+        except RuntimeError as error:
+            log.warning("the kernel's settings for the mount stay as they are: %s", error)
         self._is_tuned = True
         self._notifier.ready()
         with contextlib.suppress(OSError):  # whoever was to be told has gone away

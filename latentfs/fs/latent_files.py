@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import trio
 
-from latentfs.errors import StoreCorruptError
-from latentfs.latents import payload as payload_codec
-from latentfs.latents.taken_apart import put_together
+from latentfs.store.latent_files import latent_file_parts
 from latentfs.store.live_store import LiveStore
 from latentfs.store.records import LatentFileContent
 
@@ -21,16 +19,5 @@ async def latent_file_bytes(store: LiveStore, content: LatentFileContent) -> byt
         CorruptPayloadError: a payload doesn't decompress to what was stored.
     """
     with store.read() as snapshot:
-        payloads = [snapshot.payload(payload) for payload in content.payloads]
-        rest = snapshot.blob(content.rest)
-    if rest is None or None in payloads:
-        raise StoreCorruptError(
-            f"payloads {content.payloads} or metadata blob {content.rest.hex()} is missing; "
-            "run latentfs fsck"
-        )
-
-    def assembled() -> bytes:
-        latents = [payload_codec.decode(payload) for payload in payloads if payload is not None]
-        return put_together(latents, rest, offset=content.offset, packed=content.packed)
-
-    return await trio.to_thread.run_sync(assembled)
+        parts = latent_file_parts(snapshot, content)
+    return await trio.to_thread.run_sync(parts.put_together)

@@ -36,6 +36,8 @@ __all__ = ["OpenFileStatistics", "OpenFiles"]
 log = logging.getLogger(__name__)
 
 _FAILED_FOR_S = 1.0
+# That are looked at for pictures to render ahead; there may be few among many other files.
+_ENTRIES_AHEAD_MAX = 512
 _PINNED_BYTES_MAX = 128 << 20
 # About what a changed inode takes on disk.
 _INODE_BYTES = 256
@@ -225,8 +227,12 @@ class OpenFiles:
 
     async def _piece(self, fh: int, file: OpenFile, off: int, size: int, trail: ReadTrail) -> bytes:
         with self._store.read() as snapshot:
-            # Another process may have removed the file; it can be read until it is closed.
-            inode = file.inode = snapshot.inode(file.ino) or file.inode
+            # Another process may have removed the file; it can be read until it is closed, unless
+            # its bytes were in the store alone.
+            found = snapshot.inode(file.ino)
+            if found is None and file.inode.is_chunked:
+                raise FUSEError(errno.ESTALE)
+            inode = file.inode = found or file.inode
             end = min(off + size, inode.size_bytes)
             if inode.is_chunked:
                 self._unpin(fh)
@@ -259,7 +265,8 @@ class OpenFiles:
         with self._store.read() as snapshot:
 
             def next_files(parent_ino: int, name: bytes) -> Iterator[tuple[bytes, int]]:
-                for following, child_ino in snapshot.entries(parent_ino, after=name):
+                entries = snapshot.entries(parent_ino, after=name)
+                for following, child_ino in itertools.islice(entries, _ENTRIES_AHEAD_MAX):
                     child = snapshot.inode(child_ino)
                     if child is not None and child.content is not None:
                         yield following, child_ino

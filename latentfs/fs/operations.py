@@ -13,6 +13,7 @@ Rules:
 from __future__ import annotations
 
 import itertools
+import logging
 import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, RequestContext
 
+from latentfs.errors import LatentfsError
 from latentfs.fs import attributes
 from latentfs.fs.directories import Directories
 from latentfs.fs.extended_attributes import ExtendedAttributes
@@ -33,6 +35,8 @@ from latentfs.store.live_store import LiveStore
 from latentfs.telemetry.activity import Activity
 
 __all__ = ["LatentOperations", "OperationStatistics"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +115,17 @@ class LatentOperations(pyfuse3.Operations):
     def _renamed(self, ino: int, replaced_ino: int | None) -> None:
         if self.on_finished is None:
             return
+        if replaced_ino is not None and not self._may_be_copied_from(replaced_ino):
+            replaced_ino = None
         if replaced_ino is not None:
             self._open_inodes.opened(replaced_ino)
         self.on_finished(ino, replaced_ino)
+
+    def _may_be_copied_from(self, ino: int) -> bool:
+        """Whether what replaces a file may be a copy of it, so that it can't be let go yet."""
+        with self._store.read() as snapshot:
+            inode = snapshot.inode(ino)
+        return inode is not None and (inode.content is not None or inode.latent_file is not None)
 
     async def release_replaced(self, ino: int) -> None:
         """Let an inode go that *on_finished* was told of as replaced."""
@@ -172,9 +184,20 @@ class LatentOperations(pyfuse3.Operations):
 
     @guarded
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
-        """The kernel counts its references itself and forgets an inode with the last of them."""
+        """The kernel counts its references itself and forgets an inode with the last of them.
+
+        Nothing may leave this handler: unlike all others it has no answer, and pyfuse3 would end
+        the mount.  What is left behind is removed by the next mount.
+        """
         for inode, _ in inode_list:
-            await self._open_inodes.forgotten(inode)
+            try:
+                await self._open_inodes.forgotten(inode)
+            except LatentfsError as error:
+                self.count_error()
+                log.error("inode %d, which has no links, can't be removed: %s", inode, error)
+            except Exception:
+                self.count_error()
+                log.exception("inode %d, which has no links, can't be removed", inode)
 
     # Attributes
 

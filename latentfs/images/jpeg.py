@@ -238,15 +238,22 @@ def _beginning(quality: int) -> _Beginning:
     )
 
 
-def leading_metadata(data: bytes) -> tuple[int, list[bytes], int]:
+def leading_metadata(
+    data: bytes, *, segments_max: int | None = None
+) -> tuple[int, list[bytes], int]:
     """Return where SOI and APP0 end, the APPn and COM segments behind them, and where those end.
 
     Raises:
-        FramingError: *data* does not start as a JPEG file does.
+        FramingError: *data* does not start as a JPEG file does, or there are more than
+            *segments_max* of these segments, APP0 among them.
     """
     start_end = end = len(_START)
     segments: list[bytes] = []
-    for marker, segment_end in _leading_segments(data):
+    for number, (marker, segment_end) in enumerate(_leading_segments(data), start=1):
+        if segments_max is not None and number > segments_max:
+            raise FramingError(
+                f"a JPEG file of more than {segments_max} segments is not taken apart"
+            )
         if marker == _APP0 and not segments:
             start_end = segment_end
         else:

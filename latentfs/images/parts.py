@@ -30,20 +30,29 @@ class Parts:
     after: tuple[bytes, ...]
 
 
-def take_picture_apart(data: bytes) -> Parts:
+def take_picture_apart(data: bytes, *, parts_max: int | None = None) -> Parts:
     """Take a whole PNG or JPEG file apart.
 
+    Args:
+        parts_max: chunks that a PNG may have in all, or segments that a JPEG may have in front of
+            its pixel data.  A file may be nothing but empty ones, and takes fifty times its size
+            in memory then, so there has to be a limit for files from anywhere.
+
     Raises:
-        FramingError: it is neither, or damaged.
+        FramingError: it is neither, or damaged, or has more parts than that.
     """
-    return _png_parts(data) if data.startswith(png.SIGNATURE) else _jpeg_parts(data)
+    if data.startswith(png.SIGNATURE):
+        return _png_parts(data, parts_max)
+    return _jpeg_parts(data, parts_max)
 
 
-def _png_parts(data: bytes) -> Parts:
+def _png_parts(data: bytes, chunks_max: int | None) -> Parts:
     digest = hashlib.sha256()
     around: tuple[list[bytes], list[bytes]] = ([], [])
     behind = False
-    for kind, body in png.chunks(data):
+    for number, (kind, body) in enumerate(png.chunks(data), start=1):
+        if chunks_max is not None and number > chunks_max:
+            raise FramingError(f"a PNG file of more than {chunks_max} chunks is not taken apart")
         if kind in (b"IHDR", b"IDAT"):
             digest.update(body)
             behind = behind or kind == b"IDAT"
@@ -52,8 +61,8 @@ def _png_parts(data: bytes) -> Parts:
     return Parts(digest.digest(), tuple(around[0]), tuple(around[1]))
 
 
-def _jpeg_parts(data: bytes) -> Parts:
-    start_end, segments, rest = jpeg.leading_metadata(data)
+def _jpeg_parts(data: bytes, segments_max: int | None) -> Parts:
+    start_end, segments, rest = jpeg.leading_metadata(data, segments_max=segments_max)
     digest = hashlib.sha256(data[:start_end])
     digest.update(data[rest:])
     if not data.endswith(jpeg.END):

@@ -16,6 +16,7 @@ from latentfs.render.job_queue import RenderJob
 from latentfs.render.protocol import Rendered, RenderRequest
 from latentfs.store.records import Inode, LatentContent, VaeRecord
 from latentfs.store.transaction import Transaction
+from latentfs.store.vae_files import vae_folder
 
 __all__ = ["Owner", "RenderedPicture", "add_picture", "job_for_picture"]
 
@@ -49,7 +50,7 @@ def job_for_picture(
     reference = b"" if picture.exact is None else payload_codec.encode(picture.exact)
     request = RenderRequest(
         number=0,
-        vae_folder=str(store_path / "vae" / vae.id),
+        vae_folder=str(vae_folder(store_path, vae.id)),
         vae_files=vae.files,
         recipe=picture.recipe,
         framing=framing,

@@ -10,7 +10,6 @@ import msgspec
 import trio
 
 from latentfs.errors import FramingError, RenderError
-from latentfs.images.framing import Framing
 from latentfs.images.parts import Parts, take_picture_apart
 from latentfs.render.job_queue import Priority
 from latentfs.render.jobs import job_for_content
@@ -22,6 +21,9 @@ from latentfs.store.snapshot import Snapshot, blob_id
 __all__ = ["Copy", "CopyFinder"]
 
 log = logging.getLogger(__name__)
+
+_PARTS_MAX = 1000
+_TRIED_MAX = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ class CopyFinder:
     def __init__(self, store: LiveStore, scheduler: Scheduler) -> None:
         self._store = store
         self._scheduler = scheduler
-        self._faithful: dict[tuple[bytes, Framing], bool] = {}
+        self._faithful: dict[tuple[bytes, int, bytes], bool] = {}
 
     async def find(self, data: bytes) -> Copy | None:
         """Return what *data* is a copy of, None if of nothing, or if that could not be found out.
@@ -66,36 +68,40 @@ class CopyFinder:
             return None
 
     async def _find(self, data: bytes) -> Copy | None:
-        parts = await trio.to_thread.run_sync(take_picture_apart, data)
         digest = await trio.to_thread.run_sync(lambda: hashlib.sha256(data).digest())
         with self._store.read() as snapshot:
-            known = snapshot.content_of_rendition(digest) or snapshot.content_of_pixel_data(
-                parts.pixel_data_sha256
-            )
+            known = snapshot.content_of_rendition(digest)
+        if known is not None and known.rendition_sha256 == digest:
+            content = _copied(known)
+            is_one = await self._is_rendered_alike(content, size_bytes=len(data))
+            return Copy(known, content, ()) if is_one else None
+        parts = await trio.to_thread.run_sync(
+            lambda: take_picture_apart(data, parts_max=_PARTS_MAX)
+        )
+        with self._store.read() as snapshot:
+            known = snapshot.content_of_pixel_data(parts.pixel_data_sha256)
         if known is None:
             return None
-        if known.rendition_sha256 == digest:
-            is_one = await self._is_rendered_alike(known, digest, size_bytes=len(data))
-            return Copy(known, known, ()) if is_one else None
-        content = _with_parts(known, parts, digest)
+        content = await trio.to_thread.run_sync(_with_parts, known, parts, digest)
         metadata = (*parts.before, *parts.after)
         is_one = await self._is_rendered_to(content, metadata, digest, size_bytes=len(data))
         return Copy(known, content, metadata) if is_one else None
 
-    async def _is_rendered_alike(
-        self, known: LatentContent, digest: bytes, *, size_bytes: int
-    ) -> bool:
-        """Whether a picture is rendered to its own bytes.
+    async def _is_rendered_alike(self, content: LatentContent, *, size_bytes: int) -> bool:
+        """Whether a stored picture is rendered to its own bytes; found out once for each.
 
-        If one is, so are others by the same recipe and framing.
+        One says nothing of another: they may have been rendered first by other libraries.
         """
-        way = (known.recipe, known.framing)
+        way = (content.rendition_sha256, content.payload, content.recipe)
         if way not in self._faithful:
             with self._store.read() as snapshot:
-                metadata = _metadata(snapshot, known)
-            self._faithful[way] = await self._is_rendered_to(
-                known, metadata, digest, size_bytes=size_bytes
+                metadata = _metadata(snapshot, content)
+            is_alike = await self._is_rendered_to(
+                content, metadata, content.rendition_sha256, size_bytes=size_bytes
             )
+            if len(self._faithful) >= _TRIED_MAX:
+                self._faithful.pop(next(iter(self._faithful)))
+            self._faithful[way] = is_alike
         return self._faithful[way]
 
     async def _is_rendered_to(
@@ -125,10 +131,19 @@ def _metadata(snapshot: Snapshot, content: LatentContent) -> tuple[bytes, ...]:
     return tuple(snapshot.blob(blob) or b"" for blob in (*content.chunks, *content.trailing))
 
 
+def _copied(known: LatentContent) -> LatentContent:
+    """Return the content of a picture that somebody made of *known*: it is not the mount's own."""
+    source = msgspec.structs.replace(known.source, developed_in=0)
+    return msgspec.structs.replace(known, source=source)
+
+
 def _with_parts(known: LatentContent, parts: Parts, digest: bytes) -> LatentContent:
-    """Return the content of a picture that has the pixels of *known* and other metadata."""
+    """Return the content of a picture that has the pixels of *known* and other metadata.
+
+    Hashes the metadata, which may be 64 MiB: to be called in a thread.
+    """
     return msgspec.structs.replace(
-        known,
+        _copied(known),
         chunks=tuple(blob_id(chunk) for chunk in parts.before),
         trailing=tuple(blob_id(chunk) for chunk in parts.after),
         rendition_sha256=digest,

@@ -19,23 +19,24 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import msgspec
 import trio
 
 from latentfs.errors import (
     LatentError,
     LatentfsError,
+    NoRendererError,
     RenderError,
-    RenderFailedError,
     StoreError,
     VaeError,
     VaeNotFoundError,
 )
 from latentfs.images.framing import Framing
 from latentfs.ingest.addition import Owner, RenderedPicture, add_picture, job_for_picture
-from latentfs.ingest.conflicts import resolve
 from latentfs.ingest.copies import CopyFinder
 from latentfs.ingest.discover import Candidate
 from latentfs.ingest.preparation import ImportOptions, Picture, Preparation
+from latentfs.ingest.room import free_name
 from latentfs.latents.taken_apart import TakenApart, take_apart
 from latentfs.render.job_queue import Priority
 from latentfs.render.scheduler import Scheduler
@@ -198,12 +199,16 @@ class Developer:
                 await self._release_replaced(replaced_ino)
             except LatentfsError as error:  # the next mount removes it
                 log.error("inode %d, which was replaced, can't be removed: %s", replaced_ino, error)
+            except Exception:
+                log.exception("inode %d, which was replaced, can't be removed", replaced_ino)
 
     async def _search(self) -> None:
         try:
             await self._find_undeveloped()
         except LatentfsError as error:  # the mount outlives what is wrong with a store
             log.error("not all latent files without pictures could be found: %s", error)
+        except Exception:
+            log.exception("not all latent files without pictures could be found")
 
     async def _find_undeveloped(self) -> None:
         after: _Place = (0, b"")
@@ -335,9 +340,10 @@ class Developer:
         inode = transaction.require(file.ino)
         owner = Owner(inode.uid, inode.gid, stat.S_IMODE(inode.mode) & 0o666)
         for made in rendered:
+            source = msgspec.structs.replace(made.picture.source, developed_in=file.parent_ino)
             # Programs set the times of a file after they have closed it.
-            picture = dataclasses.replace(made.picture, mtime_ns=inode.mtime_ns)
-            name = _free_name(transaction, file, picture)
+            picture = dataclasses.replace(made.picture, source=source, mtime_ns=inode.mtime_ns)
+            name = free_name(transaction, file.parent_ino, picture, owner)
             if name is not None:
                 add_picture(
                     transaction,
@@ -371,9 +377,7 @@ async def _packed(*blobs: bytes) -> dict[bytes, bytes]:
 def _reason(error: LatentfsError) -> bytes:
     """Return why there is no picture, as the attribute says it."""
     reason = str(error).encode("utf-8", "backslashreplace")
-    is_of_the_file = isinstance(error, RenderFailedError) or not isinstance(
-        error, RenderError | VaeError
-    )
+    is_of_the_file = not isinstance(error, NoRendererError | VaeError)
     return reason if is_of_the_file else _NOT_YET + reason
 
 
@@ -430,20 +434,3 @@ def _pictures_of(
     return Preparation(options, vae).pictures_of(
         apart.file, candidate, mtime_ns=file.inode.mtime_ns
     )
-
-
-def _free_name(transaction: FileTransaction, file: _Finished, picture: Picture) -> bytes | None:
-    """Return the name to give a picture; None where it is there already.
-
-    The picture of an earlier version of the same latent file makes room for it.
-    """
-    there = transaction.lookup(file.parent_ino, picture.name)
-    inode = None if there is None else transaction.inode(there)
-    conflict = resolve(transaction, file.parent_ino, picture.name, picture.identity, "rename")
-    if conflict.action == "same":
-        return None
-    content = None if inode is None else inode.content
-    if content is not None and content.source.name == picture.source.name:
-        transaction.remove_file(file.parent_ino, picture.name)
-        return picture.name
-    return conflict.name

@@ -1,41 +1,53 @@
-"""Copying pictures out of a store without a mount."""
+"""Copying files out of a store without a mount."""
 
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Callable
+import stat
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import trio
 
-from latentfs.errors import LatentfsError, NoRendererError, PathError
+from latentfs.errors import LatentfsError, NoRendererError, PathError, StoreCorruptError
+from latentfs.ingest.destination import Place, make_link, write_file
+from latentfs.render.job_queue import RenderJob
 from latentfs.render.jobs import check_rendition, job_for_inode
 from latentfs.render.scheduler import Scheduler
+from latentfs.store.latent_files import latent_file_parts
 from latentfs.store.records import Inode
-from latentfs.store.snapshot import Snapshot, check_name, split_path
+from latentfs.store.snapshot import Snapshot, split_path
 from latentfs.store.store import Store
+from latentfs.store.tables import CHUNK_BYTES
 
 __all__ = ["ExportItem", "Exporter", "export_plan"]
 
 _PARALLEL_FILES = 4
+_WITHOUT_BYTES = {
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class ExportItem:
-    """One picture: its path in the store, its inode, where it goes."""
+    """One file: its path in the store, its inode number, whether to render it, where it goes."""
 
     source: str
-    inode: Inode
-    destination: Path
+    ino: int
+    is_picture: bool
+    place: Place
 
 
 def export_plan(store: Store, source: str, destination: Path) -> list[ExportItem]:
-    """Return what is to be copied for *source*, a picture or folder in the store.
+    """Return what is to be copied for *source*, a file or folder in the store.
 
     Raises:
-        PathError: the store has no such path.
+        PathError: the store has no such path, or has names that would lead out of *destination*.
     """
     with store.read() as snapshot:
         found = snapshot.resolve(source)
@@ -43,48 +55,75 @@ def export_plan(store: Store, source: str, destination: Path) -> list[ExportItem
             raise PathError(f"the store {store.path} has no {source}")
         ino, inode = found
         if inode.is_directory:
-            return list(_folder(snapshot, source.rstrip("/"), ino, destination))
-        name = split_path(source)[-1].decode()
-        target = destination / name if destination.is_dir() else destination
-        return [ExportItem(source, inode, target)]
-
-
-def _folder(snapshot: Snapshot, source: str, ino: int, destination: Path) -> list[ExportItem]:
-    items = []
-    for name_bytes, child_ino in snapshot.entries(ino):
-        name = name_bytes.decode("utf-8", "backslashreplace")
-        check_name(name)  # a hostile store must not lead outside of the destination
-        child = snapshot.inode(child_ino)
-        if child is None:
-            raise PathError(f"{source}/{name} leads nowhere; run latentfs fsck")
-        if child.is_directory:
-            items += _folder(snapshot, f"{source}/{name}", child_ino, destination / name)
+            return list(_folder(snapshot, source.rstrip("/"), ino, Place(destination, ())))
+        if destination.is_dir():
+            place = Place(destination, (split_path(source)[-1].decode(),))
         else:
-            items.append(ExportItem(f"{source}/{name}", child, destination / name))
-    return items
+            place = Place(destination.parent, (destination.name,))
+        return [ExportItem(source, ino, inode.content is not None, place)]
+
+
+def _folder(snapshot: Snapshot, source: str, ino: int, place: Place) -> Iterator[ExportItem]:
+    seen = {ino}
+    pending = [(source, ino, place)]
+    while pending:
+        folder, folder_ino, into = pending.pop()
+        for name, child_ino in snapshot.entries(folder_ino):
+            path = f"{folder}/{name.decode('utf-8', 'backslashreplace')}"
+            child = snapshot.inode(child_ino)
+            if child is None:
+                raise PathError(f"{path} leads nowhere; run latentfs fsck")
+            below = into.below(_checked(name))
+            if not child.is_directory:
+                yield ExportItem(path, child_ino, child.content is not None, below)
+            elif child_ino in seen:
+                raise PathError(f"{path} is a folder with two names; run latentfs fsck")
+            else:
+                seen.add(child_ino)
+                pending.append((path, child_ino, below))
+
+
+def _checked(name: bytes) -> str:
+    """Return the name for system calls: a hostile store must not lead out of the destination."""
+    if name in (b"", b".", b"..") or b"/" in name or b"\0" in name:
+        raise PathError(f"name {name!r} can't be used for a file or folder; run latentfs fsck")
+    return os.fsdecode(name)
 
 
 class Exporter:
-    """Renders and writes the items of a plan.
+    """Writes the items of a plan, each as it is when its turn comes.
 
-    A file appears under its name only when complete.  *refuse* is called with (path, reason) for
-    what can't be copied, *on_done* after each item.
+    A file appears under its name only when complete, and no symbolic link in the destination is
+    followed.
+
+    Args:
+        scheduler: renders the pictures; None where the plan has none.
+        refuse: called with (path, reason) for what can't be copied.
+        skip: called with (path, reason) for what has no bytes to copy.
+        on_done: called after each item.
     """
 
     def __init__(
         self,
         store: Store,
-        scheduler: Scheduler,
+        scheduler: Scheduler | None,
         *,
         refuse: Callable[[str, str], None],
+        skip: Callable[[str, str], None],
         on_done: Callable[[], None],
     ) -> None:
         self._store = store
         self._scheduler = scheduler
         self._refuse = refuse
+        self._skip = skip
         self._on_done = on_done
 
     async def run(self, plan: list[ExportItem]) -> None:
+        """Copy all; an item that is being written when this is cancelled is finished first.
+
+        Raises:
+            NoRendererError: none can be started.
+        """
         queue = iter(plan)
 
         async def work() -> None:
@@ -98,29 +137,74 @@ class Exporter:
 
     async def _export(self, item: ExportItem) -> None:
         try:
-            with self._store.read() as snapshot:
-                job = job_for_inode(snapshot, self._store.path, item.inode)
-            rendition = await self._scheduler.render(job)
-            check_rendition(item.inode, job.recipe, rendition)
-            await trio.to_thread.run_sync(_write, item, rendition.data)
+            done = await trio.to_thread.run_sync(self._copy, item)
+            if isinstance(done, str):
+                self._skip(item.source, done)
+            elif done is not None:
+                await self._render(item, *done)
         except NoRendererError:
             raise  # no picture after this one fares better
         except LatentfsError as error:
             self._refuse(item.source, str(error))
         except OSError as error:
-            self._refuse(item.source, f"can't write {item.destination}: {error.strerror}")
+            self._refuse(item.source, f"can't write {item.place.path}: {error.strerror}")
+
+    def _copy(self, item: ExportItem) -> tuple[Inode, RenderJob] | str | None:
+        """Copy what needs no render, in one snapshot, as a mount may change the file meanwhile.
+
+        Returns: what is to be rendered of a picture; why it is skipped; None if it is copied.
+        """
+        with self._store.read() as snapshot:
+            inode = snapshot.inode(item.ino)
+            if inode is None:
+                raise PathError("it was removed meanwhile")
+            if inode.content is not None:
+                return inode, job_for_inode(snapshot, self._store.path, inode)
+            if stat.S_ISLNK(inode.mode):
+                make_link(item.place, _proven_link(inode))
+            elif inode.is_regular:
+                write_file(item.place, inode, _filler(snapshot, item.ino, inode))
+            elif stat.S_IFMT(inode.mode) in _WITHOUT_BYTES:
+                return f"it is {_WITHOUT_BYTES[stat.S_IFMT(inode.mode)]}"
+            else:
+                raise StoreCorruptError(f"it has the mode {inode.mode:o}; run latentfs fsck")
+            return None
+
+    async def _render(self, item: ExportItem, inode: Inode, job: RenderJob) -> None:
+        if self._scheduler is None:
+            raise PathError("it became a picture meanwhile; export it again")
+        rendition = await self._scheduler.render(job)
+        check_rendition(inode, job.recipe, rendition)
+        await trio.to_thread.run_sync(
+            write_file, item.place, inode, lambda file: file.write(rendition.data)
+        )
 
 
-def _write(item: ExportItem, data: bytes) -> None:
-    folder = item.destination.parent
-    folder.mkdir(parents=True, exist_ok=True)
-    fd, temporary = tempfile.mkstemp(prefix=".latentfs-", dir=folder)
-    try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(data)
-            os.fchmod(file.fileno(), item.inode.mode & 0o777)
-        os.utime(temporary, ns=(item.inode.mtime_ns, item.inode.mtime_ns))
-        os.replace(temporary, item.destination)
-    except OSError:
-        os.unlink(temporary)
-        raise
+def _proven_link(inode: Inode) -> Inode:
+    if not inode.target or b"\0" in inode.target:
+        raise StoreCorruptError(f"it is a link to {inode.target!r}; run latentfs fsck")
+    return inode
+
+
+def _filler(snapshot: Snapshot, ino: int, inode: Inode) -> Callable[[BinaryIO], object]:
+    """Return what writes the bytes of a file that is not a picture."""
+    if inode.latent_file is None:
+        return lambda file: _write_chunks(file, snapshot, ino, inode.size_bytes)
+    data = latent_file_parts(snapshot, inode.latent_file).put_together()
+    if len(data) != inode.size_bytes:
+        raise StoreCorruptError(
+            f"it is put together to {len(data)} bytes, not to its size of {inode.size_bytes}; "
+            "run latentfs fsck"
+        )
+    return lambda file: file.write(data)
+
+
+def _write_chunks(file: BinaryIO, snapshot: Snapshot, ino: int, size_bytes: int) -> None:
+    """Write what there is, in pieces; holes stay holes, which may be larger than the disk."""
+    for index in snapshot.chunk_indices(ino):
+        offset = index * CHUNK_BYTES
+        if offset < size_bytes:
+            file.seek(offset)
+            end = min(size_bytes, offset + CHUNK_BYTES)
+            file.write(snapshot.bytes_of(ino, offset=offset, end=end))
+    file.truncate(size_bytes)

@@ -28,8 +28,12 @@ __all__ = ["ImportOptions", "Picture", "Preparation"]
 _PIXELS_MAX = 1 << 25
 # libjpeg's own limit.
 _JPEG_SIDE_MAX = 65500
+# Each is a chunk of its own in a PNG, whose length is in every request to a renderer; those are
+# packets of limited size.
+_TEXTS_MAX = 1000
 _EXIF_MODEL = 0x0110
-_EXIF_MAKE = 0x010F
+# Make and the tags below it that hold text: ImageDescription and DocumentName.
+_EXIF_OTHERS = (0x010F, 0x010E, 0x010D)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,6 +197,11 @@ class Preparation:
 
     def _metadata(self, file: LatentFile) -> tuple[list[bytes], bytes | None]:
         """Return the chunks to keep in the picture, and what does not go there, as JSON."""
+        if len(file.text) > _TEXTS_MAX:
+            raise RefusedLatentError(
+                f"its metadata has {len(file.text)} entries, at most {_TEXTS_MAX} are taken; "
+                "save it with fewer"
+            )
         kept = msgspec.json.encode(file.source_metadata) if file.source_metadata else None
         if self._options.framing.format == "png":
             return [png.text_chunk(keyword, text) for keyword, text in file.text], kept
@@ -205,14 +214,10 @@ class Preparation:
 def _exif_fields(text: tuple[tuple[str, str], ...]) -> dict[int, str]:
     """Where ComfyUI's own writers put these in formats without text chunks.
 
-    The prompt goes to Model, the others to Make and the tags below it, each as ``key:value``.
+    The prompt goes to Model, the others to Make and the tags below it, each as ``key:value``, until
+    there is no tag that holds text.
     """
-    fields = {}
-    tag = _EXIF_MAKE
-    for keyword, value in text:
-        if keyword == "prompt":
-            fields[_EXIF_MODEL] = f"{keyword}:{value}"
-        else:
-            fields[tag] = f"{keyword}:{value}"
-            tag -= 1
-    return fields
+    others = [entry for entry in text if entry[0] != "prompt"]
+    placed = [(_EXIF_MODEL, entry) for entry in text if entry[0] == "prompt"]
+    placed += zip(_EXIF_OTHERS, others, strict=False)
+    return {tag: f"{keyword}:{value}" for tag, (keyword, value) in placed}

@@ -15,6 +15,7 @@ from latentfs.render.job_queue import RenderJob, Rendition
 from latentfs.render.protocol import RenderRequest
 from latentfs.store.records import Inode, LatentContent
 from latentfs.store.snapshot import Snapshot
+from latentfs.store.vae_files import vae_folder
 
 __all__ = ["check_rendition", "content_key", "job_for_content", "job_for_inode"]
 
@@ -44,6 +45,7 @@ def job_for_inode(snapshot: Snapshot, store_path: Path, inode: Inode) -> RenderJ
     Raises:
         StoreCorruptError: payload, recipe, VAE or a metadata blob is missing.
         CorruptPayloadError: the payload's header can't be true.
+        VaeCorruptError: the VAE's id would lead out of the store.
     """
     content = inode.content
     if content is None:
@@ -74,7 +76,7 @@ def job_for_content(
         key: what names the content in the quarantine.
 
     Raises:
-        StoreCorruptError, CorruptPayloadError: as of :func:`job_for_inode`.
+        StoreCorruptError, CorruptPayloadError, VaeCorruptError: as of :func:`job_for_inode`.
     """
     payload = snapshot.payload(content.payload)
     recipe = snapshot.recipe(content.recipe)
@@ -88,7 +90,7 @@ def job_for_content(
         raise StoreCorruptError(f"VAE {recipe.vae} is missing; run latentfs fsck")
     request = RenderRequest(
         number=0,
-        vae_folder=str(store_path / "vae" / recipe.vae),
+        vae_folder=str(vae_folder(store_path, recipe.vae)),
         vae_files=found[1].files,
         recipe=recipe,
         framing=content.framing,

@@ -10,7 +10,7 @@ import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from math import inf
@@ -20,6 +20,7 @@ import trio
 
 from latentfs.errors import RenderDroppedError, RendererLostError, RenderError, RenderFailedError
 from latentfs.latents.recipe import DeviceClass, Recipe
+from latentfs.render.hang_watch import HangWatch
 from latentfs.render.job_queue import NOBODY, JobQueue, Order, Priority, RenderJob, Rendition
 from latentfs.render.protocol import (
     Alive,
@@ -49,11 +50,9 @@ _START_TIMEOUT_S = 180.0
 _FAILED_STARTS_MAX = 3
 _BACKOFF_FIRST_S = 0.2
 _BACKOFF_MAX_S = 30.0
-# A renderer says once a second that it works.  One that was stopped is found out long before the
-# deadline of the reads that wait for it.
-_SILENT_MAX_S = 10.0
-# Compiling a large VAE takes minutes.  It is no hang as long as it is no longer than this.
-_COMPILING_MAX_S = 600.0
+# Readers can't wait for two timeouts.  The second try of what no reader asked for has this part of
+# one while readers wait behind it; the rest is theirs.
+_SECOND_TRY_SHARE = 0.5
 
 
 @dataclass(slots=True)
@@ -83,29 +82,6 @@ class _Sent:
     group: int
     sent_s: float
     cancelled: bool = False
-
-
-@dataclass(slots=True)
-class _Watch:
-    """When the renderer was last heard of, and when it last finished something."""
-
-    heard_s: float = inf
-    progress_s: float = inf
-    compiling_since_s: float | None = None
-    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
-
-    def heard(self, message: object) -> None:
-        """Note a message: an answer is progress, and so is compiling, for a while."""
-        self.heard_s = trio.current_time()
-        if not isinstance(message, Alive):
-            self.progress_s = self.heard_s
-        if not (isinstance(message, Alive) and message.compiling):
-            self.compiling_since_s = None
-            return
-        if self.compiling_since_s is None:
-            self.compiling_since_s = self.heard_s
-        if self.heard_s - self.compiling_since_s <= _COMPILING_MAX_S:
-            self.progress_s = self.heard_s
 
 
 class Lane:
@@ -149,7 +125,7 @@ class Lane:
         self._ready: Ready | None = None
         self._failed_starts = 0
         self._renders = 0
-        self._watch = _Watch()
+        self._watch = HangWatch()
         self._warm_ups: deque[Order] = deque()
         # A renderer was lost over them: the next one is not to be, unless a reader asks for it.
         self._never_to_warm_up: set[object] = set()
@@ -159,10 +135,6 @@ class Lane:
     def ready_device(self) -> str | None:
         """The device of the renderer that takes requests now, None while there is none."""
         return None if self._ready is None else self._ready.device
-
-    @property
-    def _silent_max_s(self) -> float:
-        return min(_SILENT_MAX_S, self.render_timeout_s / 2)
 
     @property
     def in_flight(self) -> int:
@@ -215,7 +187,7 @@ class Lane:
         async with self._open_renderer(self.device) as renderer:
             try:
                 await self._await_ready(renderer)
-                self._watch = _Watch()
+                self._watch = HangWatch()
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._feed, renderer)
                     nursery.start_soon(self._collect, renderer)
@@ -324,7 +296,7 @@ class Lane:
     async def _send(self, renderer: RendererProcess, group: list[Order]) -> None:
         numbers = [next(self._numbers) for _ in group]
         if not self._in_flight:
-            self._watch.heard_s = self._watch.progress_s = trio.current_time()
+            self._watch.begin()
         sent_s = time.monotonic()
         for number, order in zip(numbers, group, strict=True):
             self._in_flight[number] = _Sent(order, numbers[0], sent_s)
@@ -332,10 +304,11 @@ class Lane:
             order.sent_s = sent_s
         self._count_sent(group, sent_s)
         self._push_deadline()
-        for index, (number, order) in enumerate(zip(numbers, group, strict=True)):
-            follows = len(group) - index - 1
-            request = msgspec.structs.replace(order.job.request, number=number, follows=follows)
-            await renderer.send(request, order.job.bulk)
+        requests = [
+            (msgspec.structs.replace(order.job.request, number=number), order.job.bulk)
+            for number, order in zip(numbers, group, strict=True)
+        ]
+        self._settle_unsent(await renderer.send(requests))
 
     def _count_sent(self, group: list[Order], sent_s: float) -> None:
         if group[0].is_warm_up:
@@ -353,28 +326,36 @@ class Lane:
                 self._push_deadline()
                 message, data = await renderer.receive()
             if self._watch.scope.cancelled_caught:
-                raise RendererLostError(self._hang_reason(renderer))
-            self._watch.heard(message)
+                await trio.lowlevel.checkpoint()  # another device may take what a reader waits for
+                if self._deadline_s() > trio.current_time():
+                    continue
+                reason = self._watch.reason(
+                    render_timeout_s=self.render_timeout_s, picture_max_s=self._picture_max_s
+                )
+                raise RendererLostError(f"renderer process {renderer.pid} hangs: {reason}")
+            self._watch.hear(message)
             if not isinstance(message, Alive):
                 self._settle(message, data)
                 self._queue.notify()
 
     def _push_deadline(self) -> None:
+        self._watch.scope.deadline = self._deadline_s()
+
+    def _deadline_s(self) -> float:
         """A renderer hangs if it has work and is silent, or finishes nothing for too long."""
-        self._watch.scope.deadline = (
-            min(
-                self._watch.heard_s + self._silent_max_s,
-                self._watch.progress_s + self.render_timeout_s,
-            )
-            if self._in_flight
-            else inf
+        if not self._in_flight:
+            return inf
+        return self._watch.deadline_s(
+            render_timeout_s=self.render_timeout_s, picture_max_s=self._picture_max_s
         )
 
-    def _hang_reason(self, renderer: RendererProcess) -> str:
-        silent_s = trio.current_time() - self._watch.heard_s
-        if silent_s >= self._silent_max_s:
-            return f"renderer process {renderer.pid} hangs: no sign of life in {silent_s:.1f} s"
-        return f"renderer process {renderer.pid} hangs: no picture in {self.render_timeout_s:g} s"
+    @property
+    def _picture_max_s(self) -> float:
+        keeps_readers_waiting = self._queue.queued(Priority.FOREGROUND) > 0 and any(
+            sent.order.alone and sent.order.priority is not Priority.FOREGROUND
+            for sent in self._in_flight.values()
+        )
+        return self.render_timeout_s * (_SECOND_TRY_SHARE if keeps_readers_waiting else 1)
 
     def _settle(self, message: object, data: bytes | None) -> None:
         if not isinstance(message, (Rendered, Failed, Dropped)):
@@ -398,6 +379,16 @@ class Lane:
             self._counts.renders_widened += widened
             self._quarantine.clear(order.job.content)
             order.finish(Rendition(message, data or b"", _stages(sent, message)))
+
+    def _settle_unsent(self, unsent: Mapping[int, RenderFailedError]) -> None:
+        """Fail the orders that the renderer never had: neither it nor their content is blamed."""
+        for number, error in unsent.items():
+            order = self._in_flight.pop(number).order
+            if order.is_warm_up:
+                log.debug("a warm-up can't be sent: %s", error)
+            else:
+                self._fail(order, error)
+        self._push_deadline()
 
     def _fail(self, order: Order, error: RenderError) -> None:
         self._counts.renders_failed += 1

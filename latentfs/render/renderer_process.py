@@ -10,13 +10,13 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import BinaryIO
 
 import msgspec
 import trio
 
-from latentfs.errors import RendererLostError
+from latentfs.errors import RendererLostError, RenderFailedError
 from latentfs.render import QUIET_ENVIRONMENT, TORCH_ENVIRONMENT, protocol
 from latentfs.render.protocol import Message, RenderRequest
 
@@ -39,23 +39,47 @@ class RendererProcess:
     def pid(self) -> int:
         return self._process.pid
 
-    async def send(self, request: RenderRequest, bulk: list[bytes]) -> None:
-        """Send a request.  If cancelled, it has either been sent whole or not at all.
+    async def send(
+        self, group: Sequence[tuple[RenderRequest, list[bytes]]]
+    ) -> dict[int, RenderFailedError]:
+        """Send requests, each with its bulk bytes, that are to be decoded together.
+
+        How many follow is set here: the renderer waits for none of those that can't be sent.  If
+        cancelled, each has either been sent whole or not at all.
+
+        Returns:
+            By their numbers, why requests were not sent although the renderer is well.
 
         Raises:
             RendererLostError: the process is gone.
         """
-        try:
-            fd = protocol.memfd_with(bulk)
-            try:
-                await self.send_message(request, fd)
-            finally:
-                os.close(fd)
-        except OSError as error:
-            raise self._lost(error.strerror) from error
+        unsent: dict[int, RenderFailedError] = {}
+        sendable: list[tuple[RenderRequest, int]] = []
+        with contextlib.ExitStack() as opened:
+            # All first: the last one sent has to say that it is the last.
+            for request, bulk in group:
+                try:
+                    fd = _memfd_for(request, bulk, follows_max=len(group) - 1)
+                except RenderFailedError as error:
+                    unsent[request.number] = error
+                    continue
+                opened.callback(os.close, fd)
+                sendable.append((request, fd))
+            for index, (request, fd) in enumerate(sendable):
+                follows = len(sendable) - index - 1
+                await self.send_message(msgspec.structs.replace(request, follows=follows), fd)
+        if not sendable:
+            await trio.lowlevel.checkpoint()
+        return unsent
 
     async def send_message(self, message: Message, fd: int | None = None) -> None:
-        """Send a message without bulk bytes, or with those of *fd*; else as :meth:`send`."""
+        """Send a message without bulk bytes, or with those of *fd*.
+
+        If cancelled, it has either been sent whole or not at all.
+
+        Raises:
+            RendererLostError: the process is gone.
+        """
         packet = protocol.encode(message)
         try:
             await self._connection.sendmsg([packet], protocol.ancillary_for(fd))
@@ -83,6 +107,28 @@ class RendererProcess:
 
     def _lost(self, reason: str | None) -> RendererLostError:
         return RendererLostError(f"renderer process {self.pid} was lost: {reason}")
+
+
+def _memfd_for(request: RenderRequest, bulk: list[bytes], *, follows_max: int) -> int:
+    """Return a memfd with the bulk bytes of a request that a packet has room for.
+
+    Raises:
+        RenderFailedError: it has none, or the daemon lacks what a memfd takes.
+    """
+    packet_bytes = len(protocol.encode(msgspec.structs.replace(request, follows=follows_max)))
+    if packet_bytes > protocol.PACKET_BYTES_MAX:
+        raise RenderFailedError(
+            f"it has {len(request.chunk_bytes)} metadata chunks, which makes a request of "
+            f"{packet_bytes} bytes to the renderer, and {protocol.PACKET_BYTES_MAX} are possible; "
+            "import it with fewer"
+        )
+    try:
+        return protocol.memfd_with(bulk)
+    except OSError as error:
+        raise RenderFailedError(
+            f"it could not be handed to the renderer: {error.strerror}, errno {error.errno}; "
+            "free memory, or raise the limit of open files"
+        ) from error
 
 
 @contextlib.asynccontextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from dataclasses import dataclass
@@ -13,11 +14,12 @@ from latentfs.errors import (
     StoreError,
     StoreExistsError,
     StoreFullError,
+    VaeCorruptError,
 )
 from latentfs.store.records import Totals, VaeRecord
 from latentfs.store.snapshot import Snapshot
 from latentfs.store.store import SETTINGS_NAME, Store, is_full_disk, rows_of_copy, sync_directory
-from latentfs.store.vae_files import verify
+from latentfs.store.vae_files import file_in, vae_folder, verify
 
 __all__ = ["Backup", "back_up"]
 
@@ -75,9 +77,10 @@ def _copy(store: Store, target: Path) -> Backup:
     (target / "vae").mkdir()
     damaged = []
     for name, vae in vaes.values():
-        _copy_vae(store.path / "vae" / vae.id, target / "vae" / vae.id, vae)
         try:
-            verify(target / "vae" / vae.id, vae.files)
+            copy = vae_folder(target, vae.id)
+            _copy_vae(vae_folder(store.path, vae.id), copy, vae)
+            verify(copy, vae.files)
         except LatentfsError as error:
             damaged.append(f"VAE {name!r}: {error}")
     for folder in (target / "vae", database.parent, target):
@@ -88,12 +91,14 @@ def _copy(store: Store, target: Path) -> Backup:
 
 
 def _copy_vae(source: Path, target: Path, vae: VaeRecord) -> None:
-    """Copy what is there of a VAE's files."""
+    """Copy what is there of a VAE's files, and can be one of them."""
     target.mkdir()
     for file in vae.files:
-        if (source / file.name).is_file():
-            shutil.copyfile(source / file.name, target / file.name)
-            _sync_file(target / file.name)
+        with contextlib.suppress(VaeCorruptError):  # which verify() tells of
+            path, copy = file_in(source, file.name), file_in(target, file.name)
+            if path.is_file():
+                shutil.copyfile(path, copy)
+                _sync_file(copy)
     sync_directory(target)
 
 

@@ -198,7 +198,7 @@ class LiveStore:
     async def _acquire_lock(self) -> None:
         await trio.sleep_until(self._lock_free_s + _YIELD_S)
         with trio.move_on_after(_LOCK_TIMEOUT_S):
-            while not self._lock.held and not self._lock.try_acquire():  # noqa: ASYNC110
+            while not self._lock.held and not self._try_lock():  # noqa: ASYNC110
                 await trio.sleep(_LOCK_POLL_S)
             self._lock_since_s = trio.current_time()
             self._wake.set()  # so that it is given back though nothing be changed
@@ -207,6 +207,14 @@ class LiveStore:
             errno.EIO,
             f"another process has been changing the store for {_LOCK_TIMEOUT_S:g} s; end it",
         )
+
+    def _try_lock(self) -> bool:
+        try:
+            return self._lock.try_acquire()
+        except OSError as error:
+            raise RefusedChangeError(
+                errno.EIO, f"the store {self.path} can't be locked: {error.strerror}"
+            ) from error
 
     @contextlib.contextmanager
     def change(self, *, adds_bytes: int = 0, announced: bool = False) -> Iterator[FileTransaction]:
@@ -302,9 +310,20 @@ class LiveStore:
         finally:
             await self._commit()
             if len(self._top):
+                self._commit_at_last()
+            if len(self._top):
                 log.error("the last changes could not be written, they are lost: %s", self._failure)
             self._reserve.remove()
             self._lock.release()
+
+    def _commit_at_last(self) -> None:
+        """Write what is left without a thread: there may be none, and nobody waits any more."""
+        layer, self._top = self._top, Layer()
+        try:
+            self._apply(layer)
+        except Exception as error:
+            self._failure = error
+            self._take_back(layer)
 
     async def _pause_before_commit(self) -> None:
         """Let changes gather, unless they are many or somebody waits for them to be on disk."""
@@ -348,6 +367,7 @@ class LiveStore:
 
     def _apply(self, layer: Layer) -> None:
         """Write a layer; with what is reserved, if there is no other space left.  In a thread."""
+        self._store.release_dead_readers()
         while True:
             try:
                 self._store.apply(layer)

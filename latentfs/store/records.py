@@ -31,7 +31,8 @@ class Change(msgspec.Struct, frozen=True, array_like=True):
 
     Attributes:
         removed: (parent ino, name, ino) of entries that no longer lead to that inode.
-        directories: inode numbers of directories whose attributes changed.
+        directories: inode numbers of directories whose attributes changed, and of files that lost
+            one of several links.
     """
 
     removed: tuple[tuple[int, bytes, int], ...]
@@ -46,12 +47,15 @@ class Source(msgspec.Struct, frozen=True, array_like=True):
         kind: reader that read it: ``comfyui``, ``diffusers`` or ``diffusers-packed``.
         index: which latent of the file's batch, from 0.
         metadata: id of the metadata blob that holds the file's own key-value pairs as JSON.
+        developed_in: inode number of the folder in which a mount made the picture beside the file;
+            0 for imported pictures, for copies, and for what was changed since.
     """
 
     name: str
     kind: str
     index: int
     metadata: bytes | None
+    developed_in: int = 0
 
 
 class LatentContent(msgspec.Struct, frozen=True, array_like=True):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import heapq
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol, cast
 
@@ -16,6 +17,8 @@ import lmdb
 from latentfs.store import tables
 
 __all__ = ["Layer", "LayeredRows", "Row", "Rows", "StoredRows"]
+
+_ITEMS_AT_ONCE = 32
 
 Value = bytes | bytearray | memoryview
 Row = tuple[bytes | memoryview, Value]
@@ -80,26 +83,39 @@ class StoredRows:
 class _LayerTable:
     """The changed rows of one table; None stands for one that was removed."""
 
-    __slots__ = ("ordered", "rows")
+    __slots__ = ("_lock", "ordered", "rows")
 
     def __init__(self) -> None:
         self.rows: dict[bytes, bytes | None] = {}
         self.ordered: list[bytes] = []
+        # For threads that read while the trio thread changes other rows.
+        self._lock = threading.Lock()
 
     def put(self, key: bytes, value: bytes | None) -> None:
-        if key not in self.rows:
-            bisect.insort(self.ordered, key)
-        self.rows[key] = value
+        with self._lock:
+            if key not in self.rows:
+                bisect.insort(self.ordered, key)
+            self.rows[key] = value
 
     def drop(self, key: bytes) -> None:
-        del self.rows[key]
-        del self.ordered[bisect.bisect_left(self.ordered, key)]
+        with self._lock:
+            del self.rows[key]
+            del self.ordered[bisect.bisect_left(self.ordered, key)]
 
     def items(self, start: bytes) -> Iterator[tuple[bytes, bytes | None]]:
-        """Yield from *start* on; nothing may be changed meanwhile."""
-        for index in range(bisect.bisect_left(self.ordered, start), len(self.ordered)):
-            key = self.ordered[index]
-            yield key, self.rows[key]
+        """Yield from *start* on.
+
+        Rows that are changed meanwhile may come as they were or as they are; all others come once.
+        """
+        while True:
+            with self._lock:
+                first = bisect.bisect_left(self.ordered, start)
+                keys = self.ordered[first : first + _ITEMS_AT_ONCE]
+                found = [(key, self.rows[key]) for key in keys]
+            yield from found
+            if len(found) < _ITEMS_AT_ONCE:
+                return
+            start = keys[-1] + b"\0"
 
 
 class Layer:

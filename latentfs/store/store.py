@@ -305,6 +305,10 @@ class Store:
         """Return the bytes of the pages in use."""
         return self._pages_in_use() * tables.PAGE_BYTES
 
+    def release_dead_readers(self) -> None:
+        """Let pages be used again that were kept for processes killed while they read."""
+        self._env.reader_check()
+
     def free_bytes(self) -> int:
         """Return the bytes of pages that were freed and will be used again."""
         used = int(self._env.info()["last_pgno"]) + 1

@@ -44,13 +44,13 @@ class Transaction(Snapshot):
         self.packed_blobs: Mapping[bytes, bytes] = {}
         self._totals_before = self._totals = self.totals()
         self._removed: list[tuple[int, bytes, int]] = []
-        self._directories: set[int] = set()
+        self._attributes: set[int] = set()
 
     def finish(self) -> None:
         """Write what is kept in memory until the end; called once, before the commit."""
         self.finish_totals()
-        if self._removed or self._directories:
-            self._put_change(Change(tuple(self._removed), tuple(self._directories)))
+        if self._removed or self._attributes:
+            self._put_change(Change(tuple(self._removed), tuple(self._attributes)))
 
     def finish_totals(self) -> None:
         if self._totals != self._totals_before:
@@ -137,7 +137,7 @@ class Transaction(Snapshot):
             directory, mtime_ns=now_ns, ctime_ns=now_ns, nlink=directory.nlink + links
         )
         self.put_inode(ino, changed)
-        self._directories.add(ino)
+        self._attributes.add(ino)
 
     def add_file(self, parent_ino: int, name: bytes, inode: Inode) -> int:
         """Make *inode* a new file called *name*, which must be free; return its number.
@@ -167,6 +167,7 @@ class Transaction(Snapshot):
         if inode.nlink > 1:
             changed = msgspec.structs.replace(inode, nlink=inode.nlink - 1, ctime_ns=time.time_ns())
             self.put_inode(ino, changed)
+            self._attributes.add(ino)
         else:
             self.discard(ino)
 

@@ -16,11 +16,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from latentfs.errors import StoreError, StoreFullError, VaeCorruptError, VaeError
+from latentfs.errors import PathError, StoreError, StoreFullError, VaeCorruptError, VaeError
 from latentfs.store.records import VaeFile
+from latentfs.store.snapshot import check_name
 from latentfs.store.store import is_full_disk, sync_directory
 
-__all__ = ["VaeSource", "copy_into_store", "open_vae_folder", "verify"]
+__all__ = ["VaeSource", "copy_into_store", "file_in", "open_vae_folder", "vae_folder", "verify"]
 
 CONFIG_NAME = "config.json"
 _WEIGHT_NAMES = (
@@ -53,6 +54,30 @@ class VaeSource:
     @property
     def class_name(self) -> str:
         return str(self.config.get("_class_name"))
+
+
+def vae_folder(store_path: Path, vae_id: str) -> Path:
+    """Return where a store keeps the files of a VAE.
+
+    Raises:
+        VaeCorruptError: the id, of a damaged or hostile store, would lead elsewhere.
+    """
+    return file_in(store_path / "vae", vae_id)
+
+
+def file_in(folder: Path, name: str) -> Path:
+    """Return the path of what a record names in *folder*.
+
+    Raises:
+        VaeCorruptError: the name, of a damaged or hostile store, would lead elsewhere.
+    """
+    try:
+        check_name(name)
+    except PathError:
+        raise VaeCorruptError(
+            f"{name!r} in the record of a VAE is no name of a file; run latentfs fsck"
+        ) from None
+    return folder / name
 
 
 def open_vae_folder(path: Path) -> VaeSource:
@@ -224,11 +249,12 @@ def verify(folder: Path, files: tuple[VaeFile, ...]) -> None:
 
     Raises:
         VaeCorruptError: one is missing or different, or was not there when the VAE was added: a
-            stray index file, for instance, would make diffusers load other weights.
+            stray index file, for instance, would make diffusers load other weights.  Or a name
+            would lead out of the folder.
     """
+    paths = [(file, file_in(folder, file.name)) for file in files]
     _refuse_strays(folder, {file.name for file in files})
-    for file in files:
-        path = folder / file.name
+    for file, path in paths:
         digest = hashlib.sha256()
         try:
             with path.open("rb") as reader:

@@ -5,6 +5,9 @@ import shutil
 import pytest
 from e2e.support import Batch, call, files_in, import_all, picture, shown_error, spawn
 from latent_files import latent_array, write_comfyui_latent
+from store_damage import NOISE, fill
+
+from latentfs.store.store import Store
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +60,20 @@ def test_what_can_not_be_exported(filled, tmp_path):
     assert refused["b.png"] == f"can't write {out / '2026' / 'b.png'}: Permission denied"
     assert "can't write" in refused["c.png"]
     assert sorted(path.name for path in out.rglob("*")) == ["2026", "a.png", "deep"]
+
+
+def test_files_that_are_no_pictures(store, tmp_path):
+    """They need no renderer, and what has no bytes is no failure."""
+    with Store.open(store, writable=True) as opened:
+        fill(opened)
+    out = tmp_path / "out"
+    result = call("export", store, "/notes", out, "--device", "cuda:99").checked()
+    assert result.out == f"4 exported to {out}, 2 skipped, 0 failed\n"
+    assert result.refused("skipped") == {"fifo": "it is a FIFO", "device": "it is a device"}
+    assert (out / "noise").read_bytes() == NOISE
+    assert (out / "link").is_symlink()
+    latent = files_in(store)["/notes/cat.latent"]
+    assert (out / "cat.latent").stat().st_size == latent.size_bytes
 
 
 def test_an_empty_folder(store, tmp_path):

@@ -138,6 +138,57 @@ def test_a_file_that_has_the_name_of_the_picture_stays(mount: Mount, tmp_path: P
     assert _size((mount.path / "cat (1).png").read_bytes()) == (160, 128)
 
 
+def test_the_same_latent_again_leaves_its_picture_alone_and_one_with_a_tag(
+    mount: Mount, tmp_path: Path
+) -> None:
+    source, target, picture = _latent(tmp_path), mount.path / "cat.latent", mount.path / "cat.png"
+    shutil.copy(source, target)
+    _settle(mount, developed=1)
+    made = picture.stat()
+    shutil.copy(source, target)
+    _settle(mount, developed=2)
+    assert picture.stat() == made
+    rendered = picture.read_bytes()
+    tagged = _with_chunks(rendered, before=[], after=[png.text_chunk("Artist", "someone")])
+    (mount.path / "new").write_bytes(tagged)
+    (mount.path / "new").rename(picture)
+    _settle(mount, developed=2, copies=1)
+    shutil.copy(source, target)
+    _settle(mount, developed=3, copies=1)
+    assert picture.read_bytes() == tagged
+    assert _xattr(picture, "kind") == "latent"
+    assert (mount.path / "cat (1).png").read_bytes() == rendered
+
+
+def test_a_picture_that_was_not_made_there_for_that_user_stays(
+    mount: Mount, store: Path, tmp_path: Path
+) -> None:
+    first, folders = _latent(tmp_path, seed=1), ["imported", "moved", "given"]
+    latentfs("import", store, first, "--vae", "tiny", "--to", "/imported")
+    wait_until((mount.path / "imported" / "cat.png").exists, "the imported picture shows")
+    for folder in ("moved", "given"):
+        (mount.path / folder).mkdir()
+    shutil.copy(first, mount.path / "cat.latent")
+    _settle(mount, developed=1)
+    (mount.path / "cat.png").rename(mount.path / "moved" / "cat.png")
+    shutil.copy(first, mount.path / "given" / "cat.latent")
+    _settle(mount, developed=2)
+    if os.geteuid() == 0:  # only root can give files away
+        os.chown(mount.path / "given" / "cat.png", 1234, 1234)
+    else:
+        folders.remove("given")
+    kept = {folder: (mount.path / folder / "cat.png").read_bytes() for folder in folders}
+    second = _latent(tmp_path, seed=2)
+    for number, folder in enumerate(folders, start=3):
+        shutil.copy(second, mount.path / folder / "cat.latent")
+        _settle(mount, developed=number)
+    for folder in folders:
+        assert (mount.path / folder / "cat.png").read_bytes() == kept[folder]
+        made = (mount.path / folder / "cat (1).png").read_bytes()
+        assert _size(made) == (160, 128)
+        assert made != kept[folder]
+
+
 def test_a_latent_that_is_written_into_again_is_an_ordinary_file(
     mount: Mount, tmp_path: Path
 ) -> None:

@@ -25,7 +25,7 @@ from latentfs.store.records import Totals
 from latentfs.store.rows import Value
 from latentfs.store.snapshot import Decoders
 from latentfs.store.tables import CHUNK_BYTES
-from latentfs.store.vae_files import verify
+from latentfs.store.vae_files import vae_folder, verify
 
 __all__ = [
     "check_chunks",
@@ -159,7 +159,7 @@ def check_vaes(facts: Facts) -> Iterator[str]:
     """Every VAE's files have the hashes they were added with."""
     for name, vae in facts.vaes():
         try:
-            verify(facts.store_path / "vae" / vae.id, vae.files)
+            verify(vae_folder(facts.store_path, vae.id), vae.files)
         except (LatentfsError, OSError) as error:
             yield f"VAE {name!r}: {error}"
 

@@ -431,6 +431,22 @@ async def test_a_removed_file_goes_with_its_last_handle(store, autojump_clock):
             await opened.open(ino)
 
 
+async def test_a_file_whose_bytes_another_process_has_removed_is_stale_and_not_zeros(
+    store, autojump_clock
+):
+    async with opened_store(store) as opened:
+        ino = await opened.make(b"a.txt")
+        fh = await opened.open(ino)
+        await opened.files.write(fh, 0, b"text")
+        await opened.live.sync()
+        assert await opened.files.read(fh, 0, 10) == b"text"
+        await trio.sleep(2)  # for the lock
+        with store.write() as transaction:
+            transaction.remove_file(ROOT_INO, b"a.txt")
+        with refused(errno.ESTALE):
+            await opened.files.read(fh, 0, 10)
+
+
 async def test_a_file_with_a_link_left_outlives_its_handles(store, autojump_clock):
     async with opened_store(store) as opened:
         ino = await opened.make(b"one")

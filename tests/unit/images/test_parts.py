@@ -71,3 +71,39 @@ def test_a_damaged_file_is_refused(encode: Encode, cut: int) -> None:
 def test_what_is_no_picture_is_refused() -> None:
     with pytest.raises(FramingError):
         take_picture_apart(b"neither of the two")
+
+
+def _png_with(texts: int) -> bytes:
+    return png.encode(samples.smooth(40, 30), metadata=[TEXTS[0]] * texts)
+
+
+def _jpeg_with(segments: int) -> bytes:
+    return jpeg.encode(samples.smooth(40, 30), quality=90, metadata=[SEGMENT] * segments)
+
+
+@pytest.mark.parametrize(
+    ("encode_with", "others"), [(_png_with, 3), (_jpeg_with, 1)], ids=["PNG", "JPEG"]
+)
+def test_a_picture_of_more_parts_than_allowed_is_refused(
+    encode_with: Callable[[int], bytes], others: int
+) -> None:
+    """The others are IHDR, IDAT and IEND, or APP0."""
+    parts_max = 5 + others
+    assert len(take_picture_apart(encode_with(5), parts_max=parts_max).before) == 5
+    with pytest.raises(FramingError, match=f"more than {parts_max} "):
+        take_picture_apart(encode_with(6), parts_max=parts_max)
+    assert len(take_picture_apart(encode_with(2000)).before) == 2000
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        _png_with(0)[:33] + png.chunk(b"teXt", b"") * 100_000,
+        b"\xff\xd8" + b"\xff\xe1\x00\x02" * 100_000,
+    ],
+    ids=["PNG", "JPEG"],
+)
+def test_too_many_parts_are_not_read_to_their_end(data: bytes) -> None:
+    """Else these would be refused for how they end."""
+    with pytest.raises(FramingError, match="more than 1000 "):
+        take_picture_apart(data, parts_max=1000)

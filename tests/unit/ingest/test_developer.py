@@ -9,7 +9,16 @@ import pytest
 import trio
 import trio.testing
 
-from latentfs.errors import RefusedChangeError, StoreCorruptError
+from latentfs.errors import (
+    LatentfsError,
+    NoRendererError,
+    RefusedChangeError,
+    RendererLostError,
+    RenderFailedError,
+    StoreCorruptError,
+    VaeNotFoundError,
+)
+from latentfs.ingest import developer
 from latentfs.ingest.developer import Developer
 from latentfs.render.scheduler import Scheduler
 from latentfs.store.live_store import LiveStore
@@ -69,3 +78,18 @@ async def test_a_damaged_store_is_still_looked_after(
             nursery.cancel_scope.cancel()
     assert released == [5]
     assert "could be found: a record can't be read" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "is_worth_another_try"),
+    [
+        (RendererLostError("2 renderers were lost over it"), False),
+        (RenderFailedError("out of memory"), False),
+        (NoRendererError("no renderer can be started"), True),
+        (VaeNotFoundError("there is no VAE for it"), True),
+    ],
+)
+def test_only_what_lies_outside_of_a_file_is_worth_another_try(
+    error: LatentfsError, is_worth_another_try: bool
+) -> None:
+    assert developer._reason(error).startswith(b"not yet: ") == is_worth_another_try

@@ -165,7 +165,6 @@ async def test_a_batch_goes_to_the_renderer_together(
         outcomes = [await outcome_of(scheduler, order) for order in orders]
     assert outcomes == [f"{n}".encode() for n in range(6)]
     assert scripted.begun == [["0", "1", "2", "3"], ["4", "5"]]
-    assert scripted.follows == [3, 2, 1, 0, 1, 0]
 
 
 async def test_a_recipe_is_batched_only_on_the_class_of_device_that_it_was_made_for(
@@ -192,7 +191,6 @@ async def test_of_a_batch_only_what_is_wanted_is_sent(
         outcomes = [await outcome_of(scheduler, order) for order in orders]
     assert outcomes == [RenderDroppedError, b"1", RenderDroppedError, b"3"]
     assert scripted.begun == [["1", "3"]]
-    assert scripted.follows == [1, 0]
 
 
 async def test_one_that_fails_or_is_cancelled_in_a_batch_leaves_the_others_alone(
@@ -525,6 +523,108 @@ async def test_the_deadline_is_for_one_render_however_many_are_with_the_renderer
     async with running(scripted) as scheduler:
         await render_all(scheduler, names)
     assert len(scripted.opened) == 1
+
+
+@asynccontextmanager
+async def alone_again(
+    scripted: Scripted, *, priority: Priority
+) -> AsyncIterator[tuple[Scheduler, Order]]:
+    """A render that has cost one renderer and is now alone in the next; it may take a minute."""
+    async with running(scripted, render_timeout_s=60) as scheduler:
+        order = scheduler.submit(job("long"), priority=priority)
+        await scripted.until_begun("long")
+        scripted.begun.clear()
+        await scripted.until_begun("long")
+        yield scheduler, order
+
+
+@pytest.mark.parametrize("priority", [PREFETCH, IMPORT])
+@pytest.mark.parametrize("asked_after_s", [0, 20, 29, 31, 55])
+async def test_readers_do_not_wait_long_for_what_no_reader_asked_for_and_hangs_again(
+    asked_after_s: float, priority: Priority, autojump_clock: trio.testing.MockClock
+) -> None:
+    scripted = Scripted(seconds={"long": math.inf})
+    async with alone_again(scripted, priority=priority) as (scheduler, order):
+        await trio.sleep(asked_after_s)
+        asked_s = trio.current_time()
+        assert await render_all(scheduler, "ab") == {"a": b"a", "b": b"b"}
+        # Half of the timeout less what is over, a pause before the restart, and two renders.
+        assert trio.current_time() - asked_s < max(0, 30 - asked_after_s) + 5
+        assert await outcome_of(scheduler, order) is RendererLostError
+        assert scheduler.statistics().quarantined == 1
+    assert len(scripted.opened) == 3
+
+
+@pytest.mark.parametrize("priority", [PREFETCH, IMPORT])
+async def test_what_is_done_in_half_the_timeout_is_done_though_readers_wait(
+    priority: Priority, autojump_clock: trio.testing.MockClock
+) -> None:
+    scripted = Scripted({"long": times("hang", 1)}, seconds={"long": 29})
+    async with alone_again(scripted, priority=priority) as (scheduler, order):
+        assert await render_all(scheduler, "ab") == {"a": b"a", "b": b"b"}
+        assert await outcome_of(scheduler, order) == b"long"
+    assert len(scripted.opened) == 2
+
+
+@pytest.mark.parametrize("priority", [FOREGROUND, PREFETCH, IMPORT])
+async def test_what_is_alone_has_the_whole_timeout_while_no_reader_waits(
+    priority: Priority, autojump_clock: trio.testing.MockClock
+) -> None:
+    scripted = Scripted({"long": times("hang", 1)}, seconds={"long": 59})
+    async with alone_again(scripted, priority=priority) as (scheduler, order):
+        others = [scheduler.submit(job(name), priority=IMPORT) for name in "ab"]
+        assert await outcome_of(scheduler, order) == b"long"
+        assert [await outcome_of(scheduler, other) for other in others] == [b"a", b"b"]
+    assert len(scripted.opened) == 2
+
+
+@pytest.mark.parametrize("joins", [False, True])
+async def test_what_a_reader_waits_for_has_the_whole_timeout_though_others_wait(
+    joins: bool, autojump_clock: trio.testing.MockClock
+) -> None:
+    scripted = Scripted({"long": times("hang", 1)}, seconds={"long": 59})
+    async with alone_again(scripted, priority=IMPORT if joins else FOREGROUND) as (
+        scheduler,
+        order,
+    ):
+        if joins:
+            scheduler.join(order, Reader(1, 10))
+        assert await render_all(scheduler, "a") == {"a": b"a"}
+        assert await outcome_of(scheduler, order) == b"long"
+    assert len(scripted.opened) == 2
+
+
+async def test_what_was_with_the_one_that_hangs_is_made_though_readers_come_all_the_while(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    scripted = Scripted(seconds={"long": math.inf})
+    async with running(scripted, render_timeout_s=60, background_groups_max=3) as scheduler:
+        names = ["a", "long", "b"]
+        orders = [scheduler.submit(job(name), priority=IMPORT) for name in names]
+        await scripted.until_begun("long")
+        slowest_s = 0.0
+        await trio.sleep(60)
+        for n in range(40):
+            asked_s = trio.current_time()
+            assert (await scheduler.render(job(f"read {n}"))).data == f"read {n}".encode()
+            slowest_s = max(slowest_s, trio.current_time() - asked_s)
+            await trio.sleep(2)
+        assert all(order.done.is_set() for order in orders)
+        outcomes = [await outcome_of(scheduler, order) for order in orders]
+    assert outcomes == [b"a", RendererLostError, b"b"]
+    assert slowest_s < 35
+
+
+async def test_readers_whom_another_device_serves_leave_what_is_alone_its_time(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    scripted = Scripted({"long": times("hang", 1)}, seconds={"long": 59}, greet=two_gpus)
+    async with alone_again(scripted, priority=IMPORT) as (scheduler, order):
+        await trio.sleep(40)
+        for n in range(30):
+            assert (await scheduler.render(job(f"{n}"))).data == f"{n}".encode()
+        assert await outcome_of(scheduler, order) == b"long"
+    assert len(scripted.opened) == 3
 
 
 async def test_an_idle_renderer_is_left_alone(autojump_clock: trio.testing.MockClock) -> None:

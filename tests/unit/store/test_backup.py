@@ -48,6 +48,36 @@ def test_the_vaes_files_are_copied(store, tmp_path):
     assert done.size_bytes > 2
 
 
+@pytest.mark.parametrize("outside", ["../../outside", "/{}/outside", "..", "a/b", "", "n\0l"])
+def test_a_hostile_record_leads_nowhere_outside(store, tmp_path, outside):
+    """Neither is anything outside of the store read, nor written outside of the target."""
+    outside = outside.format(tmp_path)
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "secret").write_bytes(b"secret")
+    (store.path.parent / "secret").write_bytes(b"secret")
+    files = (VaeFile("secret", 6, "0" * 64), VaeFile("config.json", 2, "0" * 64))
+    led = (VaeFile(outside, 6, "0" * 64), VaeFile("../../../secret", 6, "0" * 64), files[1])
+    with store.write() as transaction:
+        transaction.put_vae("id", msgspec.structs.replace(VAE, id=outside, files=files))
+        transaction.put_vae("names", msgspec.structs.replace(VAE, id="w" * 32, files=led))
+    folder = store.path / "vae" / ("w" * 32)
+    folder.mkdir()
+    (folder / "config.json").write_bytes(b"{}")
+    before = sorted(tmp_path.rglob("*"))
+    target = tmp_path / "deep" / "down" / "copy"
+    done = back_up(store, target)
+    assert [text.split(":")[0] for text in done.damaged] == ["VAE 'id'", "VAE 'names'"]
+    assert all("is no name of a file" in text for text in done.damaged)
+    # What can be copied of the other is.
+    copied = target / "vae" / folder.name
+    assert [path.relative_to(target / "vae") for path in copied.rglob("*")] == [
+        (copied / "config.json").relative_to(target / "vae")
+    ]
+    assert {path.name for path in (target / "vae").iterdir()} == {VAE.id, folder.name}
+    after = {path for path in tmp_path.rglob("*") if not path.is_relative_to(target)}
+    assert after - {target.parent, target.parent.parent} == set(before)
+
+
 def test_changes_go_on_meanwhile(store, tmp_path):
     stop = threading.Event()
 

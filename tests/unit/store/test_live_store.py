@@ -254,6 +254,19 @@ async def test_what_is_left_is_written_when_the_mount_is_cancelled_or_fails(
     assert WriterLock(store.path).try_acquire()
 
 
+async def test_what_is_left_is_written_though_no_thread_can_be_started(
+    store, autojump_clock, monkeypatch
+):
+    async with open_live_store(store, writable=True) as live:
+        await make(live, b"a")
+
+        async def no_thread(*_args: object, **_options: object) -> None:
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr(trio.to_thread, "run_sync", no_thread)
+    assert names(store) == [b"a"]
+
+
 async def test_changes_that_are_lost_at_the_end_are_told_of(store, applies, autojump_clock, caplog):
     async with open_live_store(store, writable=True) as live:
         await make(live, b"a")
@@ -515,6 +528,46 @@ async def test_a_lock_that_is_held_for_a_minute_is_an_error(store, autojump_cloc
         assert trio.current_time() - start_s == pytest.approx(60, abs=1)
         other.release()
         await make(live, b"a")
+
+
+async def test_a_lock_that_can_not_be_opened_is_an_error_of_that_change_alone(
+    store, autojump_clock, monkeypatch
+):
+    async with open_live_store(store, writable=True) as live:
+
+        def no_descriptor(lock: WriterLock) -> bool:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(WriterLock, "try_acquire", no_descriptor)
+            with refused(errno.EIO):
+                await live.may_change()
+        await make(live, b"a")
+
+
+async def test_a_process_that_was_killed_while_it_read_keeps_no_pages(store, autojump_clock):
+    """Without that all that is rewritten would grow the database for as long as it is mounted."""
+    reads = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from latentfs.store.store import Store\n"
+        "with Store.open(Path(sys.argv[1])) as store, store.read() as snapshot:\n"
+        "    snapshot.totals()\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    await trio.run_process([sys.executable, "-c", reads, str(store.path)], check=False)
+    before_bytes = 0
+    async with open_live_store(store, writable=True) as live:
+        for number in range(12):
+            await make(live, b"%d" % number, data=bytes(100_000))
+            await live.may_change()
+            with live.change() as transaction:
+                ino, _ = transaction.remove_entry(ROOT_INO, b"%d" % number, directory=False)
+                transaction.discard(ino)
+            await live.sync()
+            if number == 5:
+                before_bytes = store.used_bytes() + store.free_bytes()
+        assert store.used_bytes() + store.free_bytes() == before_bytes
 
 
 async def test_changes_wait_until_another_process_is_done(store, autojump_clock):

@@ -152,3 +152,19 @@ def test_a_buffer_that_is_used_again_does_not_change_a_row(store):
         rows.put(TABLE, b"b", buffer)
         buffer[:] = b"again"
         assert rows.get(TABLE, b"a") == rows.get(TABLE, b"b") == b"first"
+
+
+def test_rows_around_those_that_change_meanwhile_come_once() -> None:
+    """A thread may read a picture's rows while others come and go in front of them."""
+    layer = Layer()
+    keys = [b"k%03d" % number for number in range(100)]
+    for key in keys:
+        layer.put(TABLE, key, key)
+    found = []
+    for key, _ in layer.tables[TABLE].items(b"k"):
+        found.append(key)
+        number = len(found)
+        layer.put(TABLE, b"a%03d" % number, b"")
+        if number > 50:
+            layer.tables[TABLE].drop(b"a%03d" % (number - 50))
+    assert found == keys

@@ -1,6 +1,7 @@
 """A transaction keeps counts, totals and pages in order; a snapshot reads back what was written."""
 
 import lmdb
+import msgspec
 import numpy as np
 import pytest
 from store_contents import RECIPE, VAE, add_picture, picture_latent, problems, sized_payload
@@ -320,6 +321,20 @@ def test_a_store_without_vaes_says_so(store):
 
 
 # Changes
+
+
+def test_what_loses_one_of_its_links_is_to_be_asked_for_anew(store):
+    with store.write() as transaction:
+        ino = add_picture(transaction, ROOT, b"a.png", picture_latent(1))
+        inode = transaction.inode(ino)
+        transaction.put_inode(ino, msgspec.structs.replace(inode, nlink=2))
+    with store.read() as snapshot:
+        first = snapshot.next_change()
+    with store.write() as transaction:
+        transaction.remove_file(ROOT, b"a.png")
+    with store.read() as snapshot:
+        (change,) = snapshot.changes_since(first)
+        assert set(change.directories) == {ROOT, ino}
 
 
 def test_changes_say_what_a_mount_must_forget(store):

@@ -12,8 +12,9 @@ import pytest
 
 from latentfs.errors import StoreError, StoreFullError, VaeCorruptError, VaeError
 from latentfs.store import vae_files
+from latentfs.store.records import VaeFile
 from latentfs.store.store import Store
-from latentfs.store.vae_files import copy_into_store, open_vae_folder, verify
+from latentfs.store.vae_files import copy_into_store, open_vae_folder, vae_folder, verify
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 INDEX = WEIGHTS + ".index.json"
@@ -251,3 +252,15 @@ def test_a_file_that_was_not_added_is_refused(folder, store_path):
         verify(copy, files)
     (copy / INDEX).unlink()
     verify(copy, files)
+
+
+@pytest.mark.parametrize("name", ["../../outside", "/etc/passwd", "..", "", "n\0l", "x" * 256])
+def test_what_a_record_names_can_not_lead_outside(tmp_path, name):
+    """The file would hash to what the record says."""
+    (tmp_path / "vae" / "id").mkdir(parents=True)
+    (tmp_path / "outside").write_bytes(b"")
+    empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    with pytest.raises(VaeCorruptError, match="is no name of a file"):
+        verify(tmp_path / "vae" / "id", (VaeFile(name, 0, empty),))
+    with pytest.raises(VaeCorruptError, match="is no name of a file"):
+        vae_folder(tmp_path, name)

@@ -1,0 +1,69 @@
+"""What the kernel forgets, and what a rename replaces, as the operations see it."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pyfuse3
+import pytest
+import trio
+from store_contents import add_picture, picture_latent
+
+from latentfs.errors import StoreCorruptError
+from latentfs.fs.open_inodes import OpenInodes
+from latentfs.fs.operations import LatentOperations
+from latentfs.fs.prefetch import SequenceDetector
+from latentfs.fs.renditions import Renditions
+from latentfs.store.live_store import LiveStore, open_live_store
+from latentfs.store.store import Store
+from latentfs.store.tables import ROOT_INO
+
+CTX = cast(pyfuse3.RequestContext, SimpleNamespace(uid=1, gid=2, pid=3, umask=0))
+
+
+def operations_of(live: LiveStore) -> LatentOperations:
+    renditions = cast(Renditions, SimpleNamespace())
+    detector = SequenceDetector(files_max=0)
+    return LatentOperations(live, renditions, detector, ahead_bytes=lambda: 0)
+
+
+async def test_nothing_that_fails_while_an_inode_is_forgotten_ends_the_mount(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.abc.Clock
+) -> None:
+    seen: list[int] = []
+
+    async def forgotten(inodes: OpenInodes, ino: int) -> None:
+        seen.append(ino)
+        raise StoreCorruptError("a page is damaged") if ino == 7 else KeyError(ino)
+
+    monkeypatch.setattr(OpenInodes, "forgotten", forgotten)
+    with Store.create(tmp_path / "art.lfs") as store:
+        async with open_live_store(store, writable=True) as live:
+            operations = operations_of(live)
+            await operations.forget([(7, 1), (8, 1), (9, 2)])
+            assert operations.statistics().errors_total == 3
+    assert seen == [7, 8, 9]
+
+
+async def test_what_no_copy_can_be_made_of_is_let_go_when_it_is_replaced(
+    tmp_path: Path, autojump_clock: trio.abc.Clock
+) -> None:
+    told: list[tuple[int, int | None]] = []
+    with Store.create(tmp_path / "art.lfs") as store:
+        with store.write() as transaction:
+            picture_ino = add_picture(transaction, ROOT_INO, b"a.png", picture_latent(1))
+        async with open_live_store(store, writable=True) as live:
+            operations = operations_of(live)
+            operations.on_finished = lambda ino, replaced_ino: told.append((ino, replaced_ino))
+            inos = []
+            for name in (b"a.txt", b"new.txt", b"new.png"):
+                mode = stat.S_IFREG | 0o644
+                made = await operations.mknod(ROOT_INO, name, mode, 0, CTX)
+                inos.append(made.st_ino)
+            await operations.rename(ROOT_INO, b"new.txt", ROOT_INO, b"a.txt", 0, CTX)
+            await operations.rename(ROOT_INO, b"new.png", ROOT_INO, b"a.png", 0, CTX)
+            assert told == [(inos[1], None), (inos[2], picture_ino)]
+            await operations.release_replaced(picture_ino)
