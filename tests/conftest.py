@@ -11,9 +11,17 @@ from latent_files import latent_array, write_comfyui_latent
 from mounts import latentfs
 
 _PICTURES = 100
+_UNIT_TESTS = Path(__file__).parent / "unit"
 
 # Whatever settings file the user who runs the tests has.
 os.environ["LATENTFS_CONFIG"] = os.devnull
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let unit tests run beside all others, which have the machine to themselves otherwise."""
+    for item in items:
+        if not item.path.is_relative_to(_UNIT_TESTS):
+            item.add_marker(pytest.mark.xdist_group("machine"))
 
 
 @pytest.fixture(scope="session")
