@@ -22,6 +22,7 @@ from pathlib import Path
 
 __all__ = ["Machine", "systemd_machine", "why_there_is_no_machine"]
 
+_CHECKOUT = Path(__file__).resolve().parent.parent
 _SYSTEMD = Path("/usr/lib/systemd/systemd")
 _UNITS = Path("/usr/lib/systemd/system")
 _GENERATORS = Path("/usr/lib/systemd/system-generators")
@@ -189,19 +190,23 @@ def _become_the_machine(folder: Path, terminal: str) -> None:
     """Runs as the first process of the new namespaces: arranges them, and becomes systemd."""
     _drop_mounts_of_others(folder)
     _mount("-t", "tmpfs", "tmpfs", "/run")
-    kept = Path("/run/kept")
-    kept.mkdir()
-    _mount("--bind", folder, kept)
+    # The outer one first, if one is in the other.
+    hidden = sorted(path for path in {folder, _CHECKOUT} if path.is_relative_to("/tmp"))
+    for number, path in enumerate(hidden):
+        kept = Path(f"/run/kept{number}")
+        kept.mkdir()
+        _mount("--bind", path, kept)
     _mount("-t", "tmpfs", "tmpfs", "/tmp")
-    folder.mkdir(parents=True, exist_ok=True)
-    _mount("--move", kept, folder)
-    kept.rmdir()
+    for number, path in enumerate(hidden):
+        path.mkdir(parents=True, exist_ok=True)
+        _mount("--move", f"/run/kept{number}", path)
+        Path(f"/run/kept{number}").rmdir()
     for number, written in enumerate(("/etc", "/usr/sbin")):
         copy = f"/run/copy{number}"
         subprocess.run(["cp", "-a", written, copy], check=True)
         _mount("--bind", copy, written)
-    for hidden in (_UNITS, _GENERATORS):
-        _mount("-t", "tmpfs", "tmpfs", hidden)
+    for emptied in (_UNITS, _GENERATORS):
+        _mount("-t", "tmpfs", "tmpfs", emptied)
     for name in _TARGETS:
         (_UNITS / name).write_text(f"[Unit]\nDescription={name}\nDefaultDependencies=no\n")
     # This one is reached when what it wants has started.
