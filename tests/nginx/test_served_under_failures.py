@@ -33,7 +33,6 @@ DEADLINE_S = 65.0
 # For a machine that is busy with other things as well.
 MARGIN_S = 10.0
 LARGE_PICTURES = 8
-UNLUCKY_MAX = 15
 
 pytestmark = pytest.mark.timeout(
     3600
@@ -153,8 +152,7 @@ async def test_every_200_is_right_while_renderers_are_killed(
     )
     assert len(outcomes) >= requests
     assert set(counts) <= {"right", "503"}, counts
-    # In a short run two pictures over which renderers happened to be lost twice are more than 1%.
-    assert counts["503"] < max(0.01 * len(outcomes), UNLUCKY_MAX)
+    assert counts["503"] < 0.01 * len(outcomes)
     assert slowest_s < DEADLINE_S + MARGIN_S
     assert restarts >= 1
     assert renders > 50
