@@ -17,6 +17,7 @@ _UNIT_TESTS = Path(__file__).parent / "unit"
 os.environ["LATENTFS_CONFIG"] = os.devnull
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist looks for groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let unit tests run beside all others, which have the machine to themselves otherwise."""
     for item in items:

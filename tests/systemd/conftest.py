@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,20 @@ from mounts import latentfs, wait_until
 from systemd_machine import Machine, systemd_machine, why_there_is_no_machine
 
 PICTURES = 12
+_LOG_LINES_SHOWN = 60
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show what systemd and the services said to whoever asks why a test failed."""
+    report = yield
+    machine = getattr(item, "funcargs", {}).get("machine")
+    if report.failed and isinstance(machine, Machine):
+        lines = machine.log.splitlines()[-_LOG_LINES_SHOWN:]
+        report.sections.append(("systemd and its services", "\n".join(lines)))
+    return report
 
 
 class Service:
