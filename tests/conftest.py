@@ -9,20 +9,28 @@ from typing import Any
 import pytest
 from latent_files import latent_array, write_comfyui_latent
 from mounts import latentfs
+from xdist.scheduler import LoadScopeScheduling
 
 _PICTURES = 100
-_UNIT_TESTS = Path(__file__).parent / "unit"
+_UNIT_TESTS = "tests/unit/"
 
 # Whatever settings file the user who runs the tests has.
 os.environ["LATENTFS_CONFIG"] = os.devnull
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist looks for groups in the same hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let unit tests run beside all others, which have the machine to themselves otherwise."""
-    for item in items:
-        if not item.path.is_relative_to(_UNIT_TESTS):
-            item.add_marker(pytest.mark.xdist_group("machine"))
+class UnitTestsBeside(LoadScopeScheduling):  # type: ignore[misc]  # it has no types
+    """Gives one process all tests but unit tests, as they have the machine to themselves otherwise.
+
+    Groups do the same by marks, but pytest-xdist 3.8 ignores them with pytest 9.2.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return nodeid if nodeid.startswith(_UNIT_TESTS) else "machine"
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """Let unit tests run beside all others."""
+    return UnitTestsBeside(config, log)
 
 
 @pytest.fixture(scope="session")
