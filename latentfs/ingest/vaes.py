@@ -14,7 +14,7 @@ from latentfs.errors import InvalidArgumentError, LatentfsError, VaeError
 from latentfs.latents.latent import Dtype
 from latentfs.latents.recipe import Layout
 from latentfs.latents.scaling import LATENT_FORMATS
-from latentfs.render import TORCH_ENVIRONMENT
+from latentfs.render import OPENMP_ENVIRONMENT
 from latentfs.store.records import VaeRecord
 from latentfs.store.store import Store
 from latentfs.store.vae_files import copy_into_store, open_vae_folder
@@ -66,7 +66,7 @@ def add_vae(
         )
     source = open_vae_folder(_folder_of(origin))
 
-    for variable, value in TORCH_ENVIRONMENT.items():
+    for variable, value in OPENMP_ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
     from latentfs.render.fastest import Wishes  # imports torch
     from latentfs.render.inspection import inspect_vae

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from e2e.support import made_store
 
-from latentfs.render import TORCH_ENVIRONMENT
+from latentfs.render import OPENMP_ENVIRONMENT
 
 # Before the first test loads torch, which is used in this process too.
-for _variable, _value in TORCH_ENVIRONMENT.items():
+for _variable, _value in OPENMP_ENVIRONMENT.items():
     os.environ.setdefault(_variable, _value)
 
 SHARED = Path(__file__).parents[3] / "shared"
