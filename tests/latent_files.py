@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["latent_array", "write_comfyui_latent", "write_diffusers_latent"]
+__all__ = ["Floats", "latent_array", "write_comfyui_latent", "write_diffusers_latent"]
 
 Floats = npt.NDArray[np.float32]
 Dtype = Literal["float32", "float16", "bfloat16"]

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from latent_files import latent_array, write_comfyui_latent
-from mounts import latentfs, mounted, wait_until
+from latent_files import latent_array
+from mounts import mounted, wait_until
+from rendered_stores import rendered_store
 
 LIMIT_BYTES = 20 << 20
 PICTURES = 120
@@ -39,14 +40,8 @@ def limited_group() -> Iterator[Path]:
 def test_the_cache_gives_memory_back_before_the_daemon_is_killed(
     tiny_vae_folder: Path, tmp_path: Path, limited_group: Path
 ) -> None:
-    store = tmp_path / "art.lfs"
-    latentfs("init", store)
-    latentfs("vae", "add", store, "tiny", tiny_vae_folder, "--dtype", "float32")
-    (tmp_path / "latents").mkdir()
-    for number in range(PICTURES):
-        array = latent_array(1, 4, 64, 64, seed=number)
-        write_comfyui_latent(tmp_path / "latents" / f"{number:03}.latent", array)
-    latentfs("import", store, tmp_path / "latents", "--vae", "tiny", "--to", "/")
+    latents = [latent_array(1, 4, 64, 64, seed=number) for number in range(PICTURES)]
+    store = rendered_store(tmp_path, tiny_vae_folder, latents, to="/")
     with mounted(store, tmp_path / "mnt", "--cache", "1G", "--prefetch", "0") as mount:
         mount.wait_for_renderer()
         # What the daemon takes from now on counts; what it has, and the renderer, does not.

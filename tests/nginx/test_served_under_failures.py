@@ -18,10 +18,11 @@ from pathlib import Path
 import pytest
 import trio
 from example_nginx import running_nginx
-from latent_files import latent_array, write_comfyui_latent
-from mounts import Mount, latentfs, mounted
+from latent_files import latent_array
+from mounts import Mount, mounted
 from nginx.conftest import Served, rendition_hashes
 from nginx.http_client import Answer, ask, asked
+from rendered_stores import rendered_store
 
 CLIENTS = 200
 PAUSE_S = 0.5
@@ -224,17 +225,9 @@ async def test_errors_end_soon_after_a_killed_daemon_and_no_answer_is_wrong(
 @pytest.fixture(scope="module")
 def large_store(tiny_vae_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pictures of 1024x1024 in /large, of which much is still to be sent to a slow client."""
+    latents = [latent_array(1, 4, 128, 128, seed=number) for number in range(LARGE_PICTURES)]
     folder = tmp_path_factory.mktemp("large")
-    latents = folder / "latents"
-    latents.mkdir()
-    for number in range(LARGE_PICTURES):
-        array = latent_array(1, 4, 128, 128, seed=number)
-        write_comfyui_latent(latents / f"{number}.latent", array)
-    store = folder / "large.lfs"
-    latentfs("init", store)
-    latentfs("vae", "add", store, "tiny", tiny_vae_folder, "--dtype", "float32")
-    latentfs("import", store, latents, "--vae", "tiny", "--to", "/large")
-    return store
+    return rendered_store(folder, tiny_vae_folder, latents, to="/large")
 
 
 async def test_what_was_begun_is_sent_to_its_end_though_the_daemon_dies(

@@ -7,8 +7,9 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
-from latent_files import latent_array, write_comfyui_latent
+from latent_files import latent_array
 from mounts import latentfs, wait_until
+from rendered_stores import rendered_store
 from systemd_machine import Machine, systemd_machine, why_there_is_no_machine
 
 PICTURES = 12
@@ -90,17 +91,9 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
 
 @pytest.fixture(scope="session")
 def served_store(tmp_path_factory: pytest.TempPathFactory, tiny_vae_folder: Path) -> Path:
+    latents = [latent_array(1, 4, 16, 16, seed=number) for number in range(PICTURES)]
     folder = tmp_path_factory.mktemp("served")
-    latents = folder / "latents"
-    latents.mkdir()
-    for number in range(PICTURES):
-        array = latent_array(1, 4, 16, 16, seed=number)
-        write_comfyui_latent(latents / f"{number:03}.latent", array)
-    store = folder / "art.lfs"
-    latentfs("init", store)
-    latentfs("vae", "add", store, "tiny", tiny_vae_folder, "--dtype", "float32")
-    latentfs("import", store, latents, "--vae", "tiny", "--to", "/pictures")
-    return store
+    return rendered_store(folder, tiny_vae_folder, latents, to="/pictures")
 
 
 @pytest.fixture(scope="session")

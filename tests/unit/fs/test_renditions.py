@@ -16,6 +16,7 @@ import trio
 import trio.testing
 from fetches import fetch_at_once
 from latent_files import latent_array
+from scripted_renderer import RECIPE
 
 from latentfs.cache.tiered_cache import TieredCache
 from latentfs.errors import (
@@ -38,16 +39,6 @@ TIMEOUT_S = 10.0
 DATA = b"a finished file"
 READER = Reader(1000, 1)
 OTHER = Reader(1000, 2)
-RECIPE = Recipe(
-    vae="id",
-    vae_class="AutoencoderTiny",
-    dtype="float32",
-    scaling=(),
-    scaling_dtype="recipe",
-    rounding="round",
-    batch=1,
-    cpu_threads=1,
-)
 
 
 class SlowScheduler:

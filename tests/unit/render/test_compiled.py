@@ -12,13 +12,14 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+import scripted_renderer
 import torch
 import torch._dynamo.config
 from diffusers import AutoencoderTiny
 
 from latentfs.errors import VaeError
-from latentfs.latents.recipe import Recipe
 from latentfs.render import compiled
 from latentfs.render.compiled import CompiledVae
 from latentfs.render.decode import OutOfMemoryError, decode_samples
@@ -26,17 +27,7 @@ from latentfs.render.vae_models import VaeModels
 from latentfs.store.records import VaeFile
 
 Graph = Callable[..., Any]
-RECIPE = Recipe(
-    vae="id",
-    vae_class="AutoencoderTiny",
-    dtype="float32",
-    scaling=(),
-    scaling_dtype="recipe",
-    rounding="round",
-    batch=1,
-    cpu_threads=2,
-    compiled=True,
-)
+RECIPE = msgspec.structs.replace(scripted_renderer.RECIPE, cpu_threads=2, compiled=True)
 # Decodes zeros with the VAE in the folder it is given, and prints the hash of what comes out.
 DECODE = """
 import sys, hashlib, pathlib, torch
@@ -213,7 +204,7 @@ def test_compiled_and_not_compiled_never_mix(tiny_vae_folder: Path) -> None:
     models = VaeModels(torch.device("cpu"))
 
     def get(**changes: Any) -> Any:
-        recipe = Recipe(**{**{f: getattr(RECIPE, f) for f in RECIPE.__struct_fields__}, **changes})
+        recipe = msgspec.structs.replace(RECIPE, **changes)
         return models.get(str(tiny_vae_folder), files_of(tiny_vae_folder), recipe)
 
     plain, through_compiler = get(compiled=False), get()
