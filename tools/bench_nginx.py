@@ -116,7 +116,12 @@ def _both(
     help="Only this one; may be given several times.",
 )
 @click.option("--connections", default=64, show_default=True)
-@click.option("--seconds", default=5, show_default=True, help="Of each round.")
+@click.option(
+    "--seconds",
+    default=15,
+    show_default=True,
+    help="Of each round; longer than a check is remembered, or some rounds have none.",
+)
 @click.option("--rounds", default=5, show_default=True)
 def main(
     folder: Path,
