@@ -32,6 +32,7 @@ VARIANTS: dict[str, dict[str, str]] = {
     "as documented": {},
     "no checks": {"auth_request /latentfs-check;": ""},
     "no open_file_cache": {_CACHE: "open_file_cache off;"},
+    "checks kept 300 s": {"proxy_cache_valid 200 10s": "proxy_cache_valid 200 300s"},
     "no aio threads": {_HOT_POOL: ""},
     "hot pool of 32": {"latentfs_hot threads=8": "latentfs_hot threads=32"},
     "no tcp_nopush": {"tcp_nopush on;": ""},
