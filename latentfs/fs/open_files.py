@@ -35,7 +35,10 @@ __all__ = ["OpenFileStatistics", "OpenFiles"]
 
 log = logging.getLogger(__name__)
 
-_FAILED_FOR_S = 1.0
+# The kernel asks once more for one page when its readahead has failed, within some milliseconds
+# even on a busy machine: so that a read does not wait for two deadlines.  No longer, as a server
+# may serve all its clients from one handle.
+_FAILED_FOR_S = 0.2
 # That are looked at for pictures to render ahead; there may be few among many other files.
 _ENTRIES_AHEAD_MAX = 512
 _PINNED_BYTES_MAX = 128 << 20

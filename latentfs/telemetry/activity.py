@@ -55,7 +55,7 @@ class Tier(enum.StrEnum):
     LATENT_FILE = "latent_file"
     """A latent file, put together from payloads."""
     REFUSED = "refused"
-    """Nothing: the handle has failed less than a second ago."""
+    """Nothing: the handle has failed a moment ago."""
 
 
 @dataclass(slots=True)

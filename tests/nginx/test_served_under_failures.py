@@ -34,6 +34,8 @@ DEADLINE_S = 65.0
 # For a machine that is busy with other things as well.
 MARGIN_S = 10.0
 LARGE_PICTURES = 8
+# The handle that nginx keeps of a picture refuses it for so long after a failed read.
+HANDLE_FAILED_FOR_S = 0.2
 
 pytestmark = pytest.mark.timeout(
     3600
@@ -117,6 +119,7 @@ async def test_a_picture_that_can_not_be_rendered_is_503_until_it_can(served: Se
         assert answer.is_whole
         assert answer.headers["cache-control"] == "no-store"
         assert answer.headers["retry-after"] == "5"
+    await trio.sleep(HANDLE_FAILED_FOR_S)
     for target, _ in answers:
         assert outcome(await ask(served.port, target), served.right[target]) == "right"
 

@@ -24,6 +24,7 @@ from store_invariants import assert_consistent
 from latentfs.errors import (
     LatentfsError,
     RefusedChangeError,
+    RenderError,
     RenderFailedError,
     StoreCorruptError,
 )
@@ -249,6 +250,26 @@ async def test_a_picture_that_can_not_be_rendered_stays_one_and_can_be_overwritt
         await opened.files.resize(opened.ino, 0, READER)
         await opened.files.write(handle, 0, b"data")
         assert opened.content() == b"data"
+
+
+async def test_a_read_that_fails_is_refused_for_a_moment_and_then_tried_again(
+    store, autojump_clock
+):
+    """The kernel asks twice for one read; others may use the handle right after it."""
+    async with opened_store(store) as opened:
+        opened.renditions.error = RenderFailedError("it can't")
+        opened.renditions.may_go.set()
+        handle = await opened.open(flags=os.O_RDONLY)
+        with pytest.raises(RenderError):
+            await opened.files.read(handle, 0, SIZE_BYTES)
+        opened.renditions.error = None
+        with refused(errno.EIO):
+            await opened.files.read(handle, 0, 4096)
+        assert opened.renditions.asked == 1
+        other = await opened.open(flags=os.O_RDONLY)
+        assert await opened.files.read(other, 0, SIZE_BYTES) == PICTURE
+        await trio.sleep(0.2)
+        assert await opened.files.read(handle, 0, SIZE_BYTES) == PICTURE
 
 
 async def test_without_space_for_its_bytes_a_picture_stays_one(store, autojump_clock, monkeypatch):
