@@ -15,7 +15,7 @@ from typing import Any
 
 from latentfs.fs.control import ask_daemon
 
-__all__ = ["Mount", "latentfs", "mounted", "wait_until"]
+__all__ = ["Mount", "latentfs", "mounted", "stop_process", "wait_until"]
 
 _WAIT_S = 60.0
 
@@ -38,6 +38,17 @@ def wait_until(condition: Callable[[], bool], what: str, *, timeout_s: float = _
     while not condition():
         assert time.monotonic() < end_s, f"waited {timeout_s} s in vain until {what}"
         time.sleep(0.02)
+
+
+def stop_process(pid: int) -> None:
+    """Send SIGSTOP, and wait for it: a thread may finish what it does before it is stopped."""
+    os.kill(pid, signal.SIGSTOP)
+
+    def is_stopped() -> bool:
+        statuses = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/status")]
+        return all("\nState:\tT" in status for status in statuses)
+
+    wait_until(is_stopped, f"all threads of process {pid} are stopped")
 
 
 class Mount:

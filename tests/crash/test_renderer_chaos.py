@@ -184,9 +184,9 @@ class Chaos:
     def _strike(self, event: Callable[[int], None]) -> None:
         pids = self._mount.renderer_pids()
         if pids:
-            with contextlib.suppress(ProcessLookupError):
+            self.events[event.__name__.removeprefix("_")] += 1
+            with contextlib.suppress(ProcessLookupError):  # it may die of the event
                 event(self._chance.choice(pids))
-                self.events[event.__name__.removeprefix("_")] += 1
 
     def _wait_for_service(self) -> None:
         enough = self._load.outcomes["right"] + READS_OF_SERVICE

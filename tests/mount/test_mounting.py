@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from latent_files import latent_array, write_comfyui_latent
-from mounts import Mount, latentfs, mounted, wait_until
+from mounts import Mount, latentfs, mounted, stop_process, wait_until
 
 from latentfs.fs.mountpoint import find_mount
 from latentfs.fs.tuning import CONGESTION_THRESHOLD, MAX_BACKGROUND, READ_AHEAD_KIB
@@ -144,7 +144,7 @@ def test_a_signal_ends_it(mount: Mount, number: signal.Signals) -> None:
 
 
 def test_a_signal_ends_it_while_a_read_waits(mount: Mount) -> None:
-    os.kill(mount.wait_for_renderer(), signal.SIGSTOP)
+    stop_process(mount.wait_for_renderer())
     errors: list[OSError] = []
 
     def read() -> None:

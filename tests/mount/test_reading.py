@@ -6,6 +6,7 @@ import hashlib
 import io
 import mmap
 import os
+import signal
 import random
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ from pathlib import Path
 import pyfuse3
 import pytest
 import trio
-from mounts import Mount, mounted, wait_until
+from mounts import Mount, mounted, stop_process, wait_until
 from PIL import Image
 
 from latentfs.errors import StoreCorruptError
@@ -141,14 +142,14 @@ def test_64_readers_of_one_cold_file_cost_one_render(mount: Mount) -> None:
 
 def test_64_cold_files_are_all_in_flight(mount: Mount) -> None:
     renderer = mount.wait_for_renderer()
-    os.kill(renderer, 19)  # SIGSTOP: so that none is done before all were asked for
+    stop_process(renderer)  # so that none is done before all were asked for
     paths = [mount.path / "pictures" / f"{n:03}.png" for n in range(64)]
     with ThreadPoolExecutor(64) as pool:
         reads = [pool.submit(path.read_bytes) for path in paths]
         try:
             wait_until(lambda: mount.status()["renders_in_flight"] == 64, "64 are in flight")
         finally:
-            os.kill(renderer, 18)
+            os.kill(renderer, signal.SIGCONT)
         assert [len(read.result()) for read in reads] == [path.stat().st_size for path in paths]
     assert mount.status()["renders_total"] == 64
 

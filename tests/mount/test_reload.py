@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from mounts import Mount, mounted, wait_until
+from mounts import Mount, mounted, stop_process, wait_until
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_it_takes_what_can_change_while_it_is_mounted(
         settings_file.write_text(shorter)
         mount.process.send_signal(signal.SIGHUP)
         wait_until(lambda: "log_level is info now" in mount.log, "the file is read")
-        os.kill(mount.wait_for_renderer(), signal.SIGSTOP)  # the daemon replaces it then
+        stop_process(mount.wait_for_renderer())  # the daemon replaces it then
         with pytest.raises(OSError, match="Input/output error"):
             (mount.path / "pictures/060.png").read_bytes()
         assert mount.status()["render_timeouts_total"] > 0
