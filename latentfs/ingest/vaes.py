@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from importlib import resources
 from pathlib import Path
 
 import msgspec
 
-from latentfs.errors import InvalidArgumentError, LatentfsError, VaeError
+from latentfs.errors import InvalidArgumentError, VaeError
 from latentfs.latents.latent import Dtype
 from latentfs.latents.recipe import Layout
 from latentfs.latents.scaling import LATENT_FORMATS
 from latentfs.render import OPENMP_ENVIRONMENT
 from latentfs.store.records import VaeRecord
 from latentfs.store.store import Store
-from latentfs.store.vae_files import copy_into_store, open_vae_folder
+from latentfs.store.vae_files import copied_into_store, open_vae_folder
 
 __all__ = ["BUILTIN", "AddedVae", "add_vae"]
 
@@ -79,30 +78,26 @@ def add_vae(
         wishes=Wishes(dtype=dtype, layout=layout, batch=batch, compiled=compiled),
     )
     _check_latent_format(latent_format, found.latent_channels)
-    vae_id, files = copy_into_store(source, store.path)
-    record = VaeRecord(
-        id=vae_id,
-        class_name=source.class_name,
-        dtype=found.manner.dtype,
-        latent_channels=found.latent_channels,
-        spatial_factor=found.spatial_factor,
-        scaling_factor=found.scaling_factor,
-        shift_factor=found.shift_factor,
-        takes_scaled=found.takes_scaled,
-        latent_format=latent_format or found.latent_format,
-        cpu_threads=found.cpu_threads,
-        files=files,
-        origin=origin,
-        layout=found.manner.layout,
-        device=found.device,
-        batch=found.manner.batch,
-        compiled=found.manner.compiled,
-    )
-    try:
+    with copied_into_store(source, store.path) as (vae_id, files):
+        record = VaeRecord(
+            id=vae_id,
+            class_name=source.class_name,
+            dtype=found.manner.dtype,
+            latent_channels=found.latent_channels,
+            spatial_factor=found.spatial_factor,
+            scaling_factor=found.scaling_factor,
+            shift_factor=found.shift_factor,
+            takes_scaled=found.takes_scaled,
+            latent_format=latent_format or found.latent_format,
+            cpu_threads=found.cpu_threads,
+            files=files,
+            origin=origin,
+            layout=found.manner.layout,
+            device=found.device,
+            batch=found.manner.batch,
+            compiled=found.manner.compiled,
+        )
         _record(store, name, record)
-    except LatentfsError:
-        _discard_copy(store, vae_id)
-        raise
     return AddedVae(record, found.manner.psnr_db)
 
 
@@ -118,13 +113,6 @@ def _record(store: Store, name: str, record: VaeRecord) -> None:
                 # Part of the recipe: what is imported again must come out as the same picture.
                 record = msgspec.structs.replace(record, cpu_threads=known.cpu_threads)
         transaction.put_vae(name, record)
-
-
-def _discard_copy(store: Store, vae_id: str) -> None:
-    """Remove the copy of a VAE unless it is in the store under another name."""
-    with store.write() as transaction:
-        if transaction.vae_of_id(vae_id) is None:
-            shutil.rmtree(store.path / "vae" / vae_id, ignore_errors=True)
 
 
 def _check_latent_format(latent_format: str | None, channels: int) -> None:

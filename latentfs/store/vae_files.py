@@ -21,7 +21,7 @@ from latentfs.store.records import VaeFile
 from latentfs.store.snapshot import check_name
 from latentfs.store.store import is_full_disk, sync_directory
 
-__all__ = ["VaeSource", "copy_into_store", "file_in", "open_vae_folder", "vae_folder", "verify"]
+__all__ = ["VaeSource", "copied_into_store", "file_in", "open_vae_folder", "vae_folder", "verify"]
 
 CONFIG_NAME = "config.json"
 _WEIGHT_NAMES = (
@@ -141,56 +141,79 @@ def _shard_paths(index_path: Path) -> list[Path]:
     return [index_path.parent / name for name in sorted(names)]
 
 
-def copy_into_store(source: VaeSource, store_path: Path) -> tuple[str, tuple[VaeFile, ...]]:
-    """Copy the VAE to ``vae/<id>/`` and return (id, files); a VAE already there is kept.
+@contextlib.contextmanager
+def copied_into_store(
+    source: VaeSource, store_path: Path
+) -> Iterator[tuple[str, tuple[VaeFile, ...]]]:
+    """Copy the VAE to ``vae/<id>/`` and give the block (id, files), to be recorded by it.
 
-    The copy appears under its final name only when complete and on disk.
+    A VAE already there is kept.  The copy appears under its final name only when complete and on
+    disk.  If the block raises, a copy that was not there before is removed again; nobody else can
+    have taken it for one to record, as copies exclude each other until the block has ended.
 
     Raises:
         StoreFullError: the disk is full; nothing is left behind.
         StoreError: reading or writing failed otherwise; nothing is left behind.
     """
     parent = store_path / "vae"
+    with contextlib.ExitStack() as alone:
+        try:
+            alone.enter_context(_alone_in(parent))
+            with _temporary_folder(parent) as temporary:
+                vae_id, files, is_new = _copy(source, temporary, parent)
+        except OSError as error:
+            kind = StoreFullError if is_full_disk(error, parent) else StoreError
+            raise kind(f"can't copy the VAE {source.path} to {parent}: {error.strerror}") from error
+        try:
+            yield vae_id, files
+        except BaseException:
+            if is_new:
+                shutil.rmtree(parent / vae_id, ignore_errors=True)
+            raise
+
+
+@contextlib.contextmanager
+def _alone_in(parent: Path) -> Iterator[None]:
+    """Keep all others from copying VAEs to *parent*, and from removing some."""
+    fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        with _temporary_folder(parent) as temporary:
-            return _copy(source, temporary, parent)
-    except OSError as error:
-        kind = StoreFullError if is_full_disk(error, parent) else StoreError
-        raise kind(f"can't copy the VAE {source.path} to {parent}: {error.strerror}") from error
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
 @contextlib.contextmanager
 def _temporary_folder(parent: Path) -> Iterator[Path]:
     """A folder for one copy; those that killed copies have left are removed.
 
-    Copies exclude each other, so that none takes another's folder for one that was left.
+    Only for one who is alone in *parent*, and takes no other's folder for one that was left.
     """
-    fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    for left in parent.glob(f"{_TEMPORARY_PREFIX}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY_PREFIX, dir=parent))
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        for left in parent.glob(f"{_TEMPORARY_PREFIX}*"):
-            shutil.rmtree(left, ignore_errors=True)
-        temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY_PREFIX, dir=parent))
-        try:
-            yield temporary
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        yield temporary
     finally:
-        os.close(fd)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _copy(source: VaeSource, temporary: Path, parent: Path) -> tuple[str, tuple[VaeFile, ...]]:
+def _copy(
+    source: VaeSource, temporary: Path, parent: Path
+) -> tuple[str, tuple[VaeFile, ...], bool]:
+    """Return id and files of the copy, and whether there was none before."""
     files = [_write_config(source, temporary)]
     files += [_copy_file(path, temporary / _plain_name(path)) for path in source.weight_paths]
     vae_id = _vae_id(files)
     final = parent / vae_id
+    is_new = not os.path.lexists(final)
     if not _is_intact(final, tuple(files)):
         shutil.rmtree(final, ignore_errors=True)
         temporary.chmod(0o755)
         sync_directory(temporary)
         temporary.rename(final)
         sync_directory(parent)
-    return vae_id, tuple(files)
+    return vae_id, tuple(files), is_new
 
 
 def _plain_name(path: Path) -> str:

@@ -14,7 +14,7 @@ from latentfs.errors import StoreError, StoreFullError, VaeCorruptError, VaeErro
 from latentfs.store import vae_files
 from latentfs.store.records import VaeFile
 from latentfs.store.store import Store
-from latentfs.store.vae_files import copy_into_store, open_vae_folder, vae_folder, verify
+from latentfs.store.vae_files import copied_into_store, open_vae_folder, vae_folder, verify
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 INDEX = WEIGHTS + ".index.json"
@@ -46,6 +46,11 @@ def shard(folder, weight_map):
     for name in ("one.safetensors", "two.safetensors"):
         (folder / name).write_bytes(name.encode())
     (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+
+
+def copy_into_store(source, store_path):
+    with copied_into_store(source, store_path) as copied:
+        return copied
 
 
 def copies(store_path):
@@ -224,7 +229,7 @@ def test_what_a_killed_copy_left_is_removed_by_the_next(folder, store_path):
         "from latentfs.store import vae_files\n"
         "vae_files._copy_file = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)\n"
         "source = vae_files.open_vae_folder(Path(sys.argv[1]))\n"
-        "vae_files.copy_into_store(source, Path(sys.argv[2]))\n"
+        "vae_files.copied_into_store(source, Path(sys.argv[2])).__enter__()\n"
     )
     killed = subprocess.run([sys.executable, "-c", script, folder, store_path], check=False)
     assert killed.returncode == -signal.SIGKILL
