@@ -208,12 +208,31 @@ def _copy(
     final = parent / vae_id
     is_new = not os.path.lexists(final)
     if not _is_intact(final, tuple(files)):
-        shutil.rmtree(final, ignore_errors=True)
         temporary.chmod(0o755)
         sync_directory(temporary)
-        temporary.rename(final)
+        if final.is_dir() and not final.is_symlink():
+            _mend(final, temporary, files)
+        else:
+            final.unlink(missing_ok=True)
+            temporary.rename(final)
         sync_directory(parent)
     return vae_id, tuple(files), is_new
+
+
+def _mend(folder: Path, temporary: Path, files: list[VaeFile]) -> None:
+    """Put good files in the places of a damaged copy's, one by one, and remove what is no part.
+
+    Whenever this is killed, each file is as it was or good: it may be the only one there is.
+    """
+    names = {file.name for file in files}
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name not in names:
+            path.unlink()
+    for name in names:
+        os.replace(temporary / name, folder / name)
+    sync_directory(folder)
 
 
 def _plain_name(path: Path) -> str:

@@ -177,7 +177,10 @@ def test_a_copy_is_named_by_what_it_is(folder, store_path):
     assert len(copies(store_path)) == 2
 
 
-@pytest.mark.parametrize("damage", ["flipped bit", "truncated", "missing", "no folder"])
+@pytest.mark.parametrize(
+    "damage",
+    ["flipped bit", "truncated", "missing", "no folder", "a folder for a file", "a stray folder"],
+)
 def test_a_damaged_copy_is_found_and_made_good_by_adding_again(folder, store_path, damage):
     source = open_vae_folder(folder)
     vae_id, files = copy_into_store(source, store_path)
@@ -191,9 +194,14 @@ def test_a_damaged_copy_is_found_and_made_good_by_adding_again(folder, store_pat
         os.truncate(weights, 1000)
     elif damage == "missing":
         weights.unlink()
+    elif damage == "a folder for a file":
+        weights.unlink()
+        (weights / "inner").mkdir(parents=True)
+    elif damage == "a stray folder":
+        (copied / "stray" / "inner").mkdir(parents=True)
     else:
         copied.rename(store_path / "elsewhere")
-    with pytest.raises(VaeCorruptError, match="add the VAE again"):
+    with pytest.raises(VaeCorruptError, match=r"add the VAE again|remove it"):
         verify(copied, files)
     assert copy_into_store(source, store_path) == (vae_id, files)
     verify(copied, files)
@@ -237,6 +245,52 @@ def test_what_a_killed_copy_left_is_removed_by_the_next(folder, store_path):
     vae_id, _ = copy_into_store(open_vae_folder(folder), store_path)
     assert left != vae_id
     assert copies(store_path) == [vae_id]
+
+
+def test_mending_a_copy_can_be_killed_at_any_time(folder, store_path):
+    """What was good of it stays, or the only copy of a file that pictures need would be gone."""
+    source = open_vae_folder(folder)
+    vae_id, files = copy_into_store(source, store_path)
+    copied = store_path / "vae" / vae_id
+    script = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from latentfs.store import vae_files\n"
+        "left = int(sys.argv[3])\n"
+        "def kill(event, arguments):\n"
+        "    global left\n"
+        "    if event in ('os.rename', 'os.remove', 'os.rmdir'):\n"
+        "        left -= 1\n"
+        "        if left < 0:\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+        "source = vae_files.open_vae_folder(Path(sys.argv[1]))\n"
+        "sys.addaudithook(kill)\n"
+        "vae_files.copied_into_store(source, Path(sys.argv[2])).__enter__()\n"
+    )
+    status, steps = -signal.SIGKILL, 0
+    while status == -signal.SIGKILL:
+        (copied / ".DS_Store").write_bytes(b"")  # for which it counts as damaged
+        command = [sys.executable, "-c", script, folder, store_path, str(steps)]
+        status = subprocess.run(command, check=False).returncode
+        (copied / ".DS_Store").unlink(missing_ok=True)
+        verify(copied, files)
+        steps += 1
+    assert (status, copies(store_path)) == (0, [vae_id])
+    assert steps > 3
+
+
+def test_a_link_in_the_place_of_a_copy_is_replaced_and_not_followed(folder, store_path, tmp_path):
+    source = open_vae_folder(folder)
+    vae_id, files = copy_into_store(source, store_path)
+    copied = store_path / "vae" / vae_id
+    copied.rename(store_path / "elsewhere")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").write_text("mine")
+    copied.symlink_to(tmp_path / "mine")
+    assert copy_into_store(source, store_path) == (vae_id, files)
+    verify(copied, files)
+    assert not copied.is_symlink()
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["file"]
 
 
 def test_sources_that_cannot_be_read_are_not_a_full_disk(folder, store_path):
