@@ -135,10 +135,10 @@ def _forget_renditions(store: Store) -> None:
 
 
 def _remove_left_overs(store: Store) -> tuple[tuple[Path, ...], int]:
-    """Remove VAEs that no record names, and what killed commands have left."""
-    with store.read() as snapshot:
-        named = {vae.id for _, vae in snapshot.vaes()}
+    """Remove VAEs that nothing names, and what killed commands have left."""
     folder = store.path / "vae"
+    with store.read() as snapshot:
+        named = _named_vaes(snapshot, folder)
     files = [store.path / "lmdb" / _COPY_NAME, store.path / "latentfs.toml.new"]
     left = [path for path in files if path.exists()]
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -154,6 +154,19 @@ def _remove_left_overs(store: Store) -> tuple[tuple[Path, ...], int]:
     finally:
         os.close(fd)
     return tuple(left), removed_bytes
+
+
+def _named_vaes(snapshot: Snapshot, folder: Path) -> set[str]:
+    """Return the ids in records of VAEs, and in recipes, whose pictures need them all the same."""
+    named = {vae.id for _, vae in snapshot.vaes()}
+    for key, value in snapshot.rows.items("catalog", b"recipe:"):
+        if bytes(key[:7]) != b"recipe:":
+            break
+        try:
+            named.add(Decoders.recipe.decode(value).vae)
+        except msgspec.MsgspecError:  # it may name any but what a killed copy has left
+            named |= {path.name for path in folder.iterdir() if path.name[0] != "."}
+    return named
 
 
 def _bytes_below(path: Path) -> int:

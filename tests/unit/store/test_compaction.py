@@ -4,8 +4,8 @@ import os
 
 import msgspec
 import pytest
-from store_contents import add_picture, picture_latent, problems
-from store_damage import copied_rows, fill
+from store_contents import RECIPE, VAE, add_picture, picture_latent, problems
+from store_damage import Damage, copied_rows, fill
 
 from latentfs.errors import StoreCorruptError, StoreFullError, StoreLockedError
 from latentfs.store import tables, use_lock
@@ -87,6 +87,24 @@ def test_what_belongs_to_nothing_is_removed(path):
     assert not (path / "latentfs.toml.new").exists()
     assert len(done.removed) == 5
     assert done.removed_bytes == 18
+
+
+def test_vaes_that_only_recipes_name_stay(path):
+    """Without its record nothing says so but the recipes of the pictures that need it."""
+    (path / "vae" / VAE.id).mkdir()
+    (path / "vae" / "stranger").mkdir()
+    with Store.open(path, writable=True) as store:
+        Damage(store).delete("catalog", b"vae:tiny")
+    assert [left.name for left in compact(path).removed] == ["stranger"]
+    assert [entry.name for entry in (path / "vae").iterdir()] == [VAE.id]
+
+
+def test_a_recipe_that_can_not_be_read_may_name_any_vae(path):
+    for folder in ("stranger", ".new-abc"):
+        (path / "vae" / folder).mkdir()
+    with Store.open(path, writable=True) as store:
+        Damage(store).put("catalog", b"recipe:" + RECIPE.id, b"{")
+    assert [left.name for left in compact(path).removed] == [".new-abc"]
 
 
 def test_renditions_of_what_is_gone_are_forgotten(path):
