@@ -91,6 +91,6 @@ def _tier_lines(tiers: dict[str, Any] | None) -> list[str]:
     )
     return [
         "",
-        f"hits       {answered}; {tiers['misses']} misses",
+        f"hits       {answered}; {tiers['misses']} misses, {tiers['shared']} joined a render",
         f"daemon     {tiers['renders']} renders, {tiers['fetches']} fetches from the store",
     ]

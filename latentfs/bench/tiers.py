@@ -21,7 +21,8 @@ class DaemonCounts:
         pid: of the daemon; another one counts from 0.
         pixel_hits: pictures that the pixel cache had.
         latent_hits: others, whose payloads the latent cache had.
-        misses: pictures that neither had; some share a render that goes on already.
+        misses: pictures that neither had.
+        shared: reads that waited for a render that had begun already.
         renders: finished, also ahead of reads.
     """
 
@@ -29,6 +30,7 @@ class DaemonCounts:
     pixel_hits: int
     latent_hits: int
     misses: int
+    shared: int
     renders: int
 
     @classmethod
@@ -39,6 +41,7 @@ class DaemonCounts:
             pixel_hits=cache["pixel_hits"],
             latent_hits=cache["latent_hits"],
             misses=cache["misses"],
+            shared=status["render_waits_shared_total"],
             renders=status["renders_total"],
         )
 
@@ -49,13 +52,14 @@ class TierCounts:
 
     Attributes:
         kernel_hits: reads that never reached the daemon.
-        pixel_hits, latent_hits, misses, renders: as in :class:`DaemonCounts`.
+        pixel_hits, latent_hits, misses, shared, renders: as in :class:`DaemonCounts`.
     """
 
     kernel_hits: int
     pixel_hits: int
     latent_hits: int
     misses: int
+    shared: int
     renders: int
 
     @property
@@ -65,7 +69,7 @@ class TierCounts:
 
     @property
     def total(self) -> int:
-        return self.kernel_hits + self.pixel_hits + self.latent_hits + self.misses
+        return self.kernel_hits + self.pixel_hits + self.latent_hits + self.misses + self.shared
 
 
 def tiers_between(before: DaemonCounts, after: DaemonCounts, *, reads: int) -> TierCounts | None:
@@ -80,11 +84,13 @@ def tiers_between(before: DaemonCounts, after: DaemonCounts, *, reads: int) -> T
     pixel_hits = after.pixel_hits - before.pixel_hits
     latent_hits = after.latent_hits - before.latent_hits
     misses = after.misses - before.misses
+    shared = after.shared - before.shared
     return TierCounts(
-        kernel_hits=max(reads - pixel_hits - latent_hits - misses, 0),
+        kernel_hits=max(reads - pixel_hits - latent_hits - misses - shared, 0),
         pixel_hits=pixel_hits,
         latent_hits=latent_hits,
         misses=misses,
+        shared=shared,
         renders=after.renders - before.renders,
     )
 

@@ -111,10 +111,15 @@ class TieredCache(Generic[Pixels, Latent]):
         self._evictions = dict.fromkeys(Form, 0)
         self._kernel_hits = 0
 
-    def request(self, picture: CachedPicture) -> Form:
-        """Count a request; return what is held of the picture."""
+    def request(self, picture: CachedPicture, *, joins_render: bool = False) -> Form:
+        """Count a request; return what is held of the picture.
+
+        Args:
+            joins_render: it waits for a render that has begun: demand, but neither hit nor miss.
+        """
         form = self._ranking.request(picture.key)
-        self._requests[form] += 1
+        if not joins_render:
+            self._requests[form] += 1
         self._tuner.request(
             picture.key,
             pixel_bytes=picture.size_bytes + ENTRY_BYTES,

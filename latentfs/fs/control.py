@@ -21,6 +21,7 @@ from typing import Any
 import trio
 
 from latentfs.errors import InvalidArgumentError, LatentfsError
+from latentfs.telemetry.accepting import serve_connections
 
 __all__ = ["Command", "ask_daemon", "serve_control"]
 
@@ -79,7 +80,7 @@ async def serve_control(store_path: Path, commands: Mapping[str, Command]) -> As
         await stream.aclose()
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(trio.serve_listeners, answer, [listener])
+        nursery.start_soon(serve_connections, listener, answer)
         try:
             yield
         finally:

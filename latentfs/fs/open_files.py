@@ -218,6 +218,9 @@ class OpenFiles:
         except Exception as error:
             number = error.errno if isinstance(error, FUSEError) else errno.EIO
             self._read_done(file, trail, number, start_s)
+            if isinstance(error, LatentfsError):
+                # Not what it was made of: the names of latent files may hold prompts.
+                raise RenderError(f"inode {file.ino}: {error}") from error
             raise
         self._counts["read_bytes"] += len(piece)
         self._read_done(file, trail, 0, start_s)
@@ -242,10 +245,10 @@ class OpenFiles:
                 trail.tier = Tier.BYTES
                 return snapshot.bytes_of(file.ino, offset=min(off, end), end=end)
             if inode.content is not None and file.rendition is None:
+                trail.tier = Tier.HEAD
                 head = self._heads.piece(snapshot, inode.content, offset=off, end=end)
                 if head is not None:
                     self._counts["head_reads"] += 1
-                    trail.tier = Tier.HEAD
                     return head
         self._pixels_asked_for(file)
         try:
@@ -289,6 +292,7 @@ class OpenFiles:
         self, fh: int, file: OpenFile, off: int, end: int, trail: ReadTrail
     ) -> bytes:
         rendition, inode = file.rendition, file.inode
+        trail.tier = Tier.HANDLE
         if rendition is None or file.rendition_of != _key(inode):
             rendition = await self._rendition(file, inode, trail)
         if end >= inode.size_bytes:
@@ -323,10 +327,9 @@ class OpenFiles:
         try:
             with scope:
                 return await self._whole(file.ino, inode, file.reader, trail)
-        except LatentfsError as error:
+        except LatentfsError:
             file.failed_until_s = trio.current_time() + _FAILED_FOR_S
-            # Not what it was made of: the names of latent files may hold prompts.
-            raise RenderError(f"inode {file.ino}: {error}") from error
+            raise
         finally:
             file.waiting.discard(scope)
         raise FUSEError(errno.EINTR)

@@ -56,6 +56,7 @@ class RenditionStatistics:
 
     Attributes:
         in_flight: contents that are being rendered or wait for it.
+        parked: of these, those that wait until fewer of their reader's are queued.
         shared_total: reads that waited for a render another read had started.
         given_up_total: renders given up because their last reader had gone.
         prefetched_total: renders started ahead of any read.
@@ -64,6 +65,7 @@ class RenditionStatistics:
     """
 
     in_flight: int
+    parked: int
     shared_total: int
     given_up_total: int
     prefetched_total: int
@@ -183,6 +185,7 @@ class Renditions:
     def statistics(self) -> RenditionStatistics:
         return RenditionStatistics(
             in_flight=len(self._flights),
+            parked=sum(flight.stage == "parked" for flight in self._flights.values()),
             shared_total=self._shared_total,
             given_up_total=self._given_up_total,
             prefetched_total=self._prefetched_total,
@@ -214,7 +217,8 @@ class Renditions:
             raise RenderError(_UNMOUNTING)
         trail = ReadTrail() if trail is None else trail
         picture = _cached(inode)
-        trail.tier = _TIERS[self._cache.request(picture)]
+        joins_render = picture.key in self._flights
+        trail.tier = _TIERS[self._cache.request(picture, joins_render=joins_render)]
         data = self._cache.pixels(picture.key)
         if data is not None:
             return data
@@ -320,6 +324,7 @@ class Renditions:
                 priority=Priority.PREFETCH if flight.reader is None else Priority.FOREGROUND,
                 reader=flight.reader or NOBODY,
                 is_wanted=flight.is_wanted,
+                parked_s=flight.stages_s["parked"],
             )
             rendition = await self._scheduler.finished(flight.order)
         work_s = _work_s(rendition)

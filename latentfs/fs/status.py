@@ -67,7 +67,7 @@ class StatusReport:
             "renders_total": rendered.renders_total,
             "renders_failed_total": rendered.renders_failed_total,
             "renders_in_flight": flights.in_flight,
-            "renders_queued": rendered.queued,
+            "renders_queued": rendered.queued + flights.parked,
             "renders_queued_background": rendered.queued_background,
             "renders_widened_total": rendered.renders_widened_total,
             "renders_given_up_total": flights.given_up_total,

@@ -112,6 +112,7 @@ class Order:
         is_wanted: asked when its turn has come; it is dropped if not.
         readers: who waits for it; it comes when the first of them has a turn.
         queued_s: when it was submitted, on the monotonic clock.
+        parked_s: how long its reader had waited for a place in the queue by then.
         sent_s: when a renderer was given it; None while none has it.
         tries: renderers that were lost while they had it.
         blamed: how many of those losses are held against its content.
@@ -130,6 +131,7 @@ class Order:
     sent_s: float | None = None
     alone: bool = False
     is_warm_up: bool = False
+    parked_s: float = 0.0
     outcome: Rendition | RenderError | None = None
 
     def finish(self, outcome: Rendition | RenderError) -> None:

@@ -316,7 +316,8 @@ class Lane:
         self._counts.batch_sizes.observe(len(group))
         for order in group:
             if not order.tries:  # its first wait is over long ago otherwise
-                self._counts.queue_waits[order.priority].observe(sent_s - order.queued_s)
+                waited_s = order.parked_s + sent_s - order.queued_s
+                self._counts.queue_waits[order.priority].observe(waited_s)
 
     # Receiving
 
@@ -375,7 +376,8 @@ class Lane:
         else:
             self._counts.renders += 1
             self._renders += 1
-            widened = message.recipe is not None and message.recipe.widened_from is not None
+            used, asked = message.recipe, order.job.recipe
+            widened = used is not None and used.widened_from != asked.widened_from
             self._counts.renders_widened += widened
             self._quarantine.clear(order.job.content)
             order.finish(Rendition(message, data or b"", _stages(sent, message)))

@@ -52,7 +52,8 @@ class SchedulerStatistics:
         warming_up: warm-ups that renderers have or will have.
         devices: those whose renderers take requests now.
         batch_sizes: of the groups sent to renderers, in latents; without warm-ups.
-        queue_waits_s: of orders until a renderer was first given them, by priority.
+        queue_waits_s: of orders until a renderer was first given them, by priority; with the time
+            for which they were parked.
     """
 
     renders_total: int
@@ -144,8 +145,12 @@ class Scheduler:
         priority: Priority = Priority.FOREGROUND,
         reader: Reader = NOBODY,
         is_wanted: Callable[[], bool] = lambda: True,
+        parked_s: float = 0.0,
     ) -> Order:
         """Queue *job*; *is_wanted* is asked when its turn has come.
+
+        *parked_s*, seconds that its reader has waited for a place in the queue, count as a part of
+        its wait.
 
         Raises:
             RenderFailedError: it has broken renderers and is refused for a while.
@@ -156,7 +161,9 @@ class Scheduler:
                 f"renderers were lost over it again and again; it is refused for another "
                 f"{refused_s:.0f} s"
             )
-        order = Order(job, priority, is_wanted, [reader], time.monotonic())
+        order = Order(
+            job, priority, is_wanted, [reader], queued_s=time.monotonic(), parked_s=parked_s
+        )
         self._queue.push(order)
         return order
 

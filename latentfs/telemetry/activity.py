@@ -55,14 +55,14 @@ class Tier(enum.StrEnum):
     LATENT_FILE = "latent_file"
     """A latent file, put together from payloads."""
     REFUSED = "refused"
-    """Nothing: the handle has failed a moment ago."""
+    """Nothing: the handle has failed a moment ago, or the store can't be read."""
 
 
 @dataclass(slots=True)
 class ReadTrail:
     """How a read goes; filled in by those it passes.  See :class:`FinishedRead` for the fields."""
 
-    tier: Tier = Tier.HANDLE
+    tier: Tier = Tier.REFUSED
     stages_s: dict[str, float] = field(default_factory=dict)
     joined: str = ""
     unfinished: str = ""

@@ -198,15 +198,18 @@ def render_families(renders: SchedulerStatistics, flights: RenditionStatistics) 
     )
 
 
-def queue_families(renders: SchedulerStatistics, *, flights: int) -> Iterator[Metric]:
+def queue_families(renders: SchedulerStatistics, flights: RenditionStatistics) -> Iterator[Metric]:
     yield _by(
         GaugeMetricFamily,
         "render_queue_depth",
         "Renders that no renderer has yet.",
         "priority",
-        {"foreground": renders.queued, "background": renders.queued_background},
+        {
+            "foreground": renders.queued + flights.parked,
+            "background": renders.queued_background,
+        },
     )
-    yield _gauge("flights", "Contents that are rendered, or wait for it.", flights)
+    yield _gauge("flights", "Contents that are rendered, or wait for it.", flights.in_flight)
     yield _gauge("renders_in_flight", "Renders that renderers have.", renders.in_flight)
     waits = {priority.name.lower(): wait for priority, wait in renders.queue_waits_s.items()}
     yield _histograms(

@@ -175,8 +175,9 @@ class _TextFormatter(logging.Formatter):
         start = f"{_time(record)} " if self._has_times else ""
         message = record.getMessage().translate(_ESCAPES)
         line = f"{start}latentfs: {record.levelname}: {message}"
-        details = _exception(record)
-        return f"{line}\n{details}" if details else line
+        # Indented, so that no line of what an exception quotes can pass for one of the log.
+        details = _exception(record).splitlines()
+        return "\n".join([line, *(f"  {detail.translate(_ESCAPES)}" for detail in details)])
 
 
 class _JsonFormatter(logging.Formatter):

@@ -94,7 +94,7 @@ class Metrics(Collector):
         )
         yield from families.file_families(counted.files)
         yield from families.render_families(renders, flights)
-        yield from families.queue_families(renders, flights=flights.in_flight)
+        yield from families.queue_families(renders, flights)
         yield from families.recipe_families(self._renditions.times, vae_names=self._vae_names())
         yield from families.cache_families(cache, recipes=self._renditions.times.recipes)
         yield from families.store_families(

@@ -6,9 +6,9 @@ import hashlib
 import io
 import mmap
 import os
-import signal
 import random
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Hashable

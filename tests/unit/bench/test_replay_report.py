@@ -14,7 +14,9 @@ from latentfs.bench.replay_report import document, screen
 from latentfs.bench.tiers import TierCounts
 
 ASKED = {"trace": "day.csv", "requests_asked": 2000, "files": 10, "readers": 4}
-TIERS = TierCounts(kernel_hits=500, pixel_hits=300, latent_hits=0, misses=200, renders=190)
+TIERS = TierCounts(
+    kernel_hits=500, pixel_hits=300, latent_hits=0, misses=190, shared=10, renders=190
+)
 
 
 def replayed(*, requests: int = 1000) -> Replayed:
@@ -48,7 +50,8 @@ def test_figures_are_those_of_all_requests() -> None:
         "kernel_hits": 500,
         "pixel_hits": 300,
         "latent_hits": 0,
-        "misses": 200,
+        "misses": 190,
+        "shared": 10,
         "renders": 190,
         "fetches": 190,
         "kernel_hit_rate": pytest.approx(0.5),
@@ -64,7 +67,10 @@ def test_all_of_it_is_on_the_screen() -> None:
     assert "3 EIO, 1 9999" in shown
     table = [line.split() for line in shown.splitlines() if line.startswith("since")]
     assert table[0][2:] == ["500.500", "500.000", "950.000", "990.000", "999.000", "1000.000"]
-    assert "500 kernel (50.0%), 300 pixel (30.0%), 0 latent (0.0%); 200 misses" in shown
+    assert (
+        "500 kernel (50.0%), 300 pixel (30.0%), 0 latent (0.0%); 190 misses, 10 joined a render"
+        in shown
+    )
     assert "190 renders, 190 fetches from the store" in shown
 
 

@@ -19,6 +19,7 @@ import trio
 import trio.testing
 from pyfuse3 import FUSEError
 from store_contents import add_picture, picture_latent
+from store_damage import Damage
 from store_invariants import assert_consistent
 
 from latentfs.errors import (
@@ -33,8 +34,10 @@ from latentfs.fs.open_inodes import OpenInodes
 from latentfs.fs.prefetch import SequenceDetector
 from latentfs.fs.renditions import Renditions
 from latentfs.render.job_queue import Reader
+from latentfs.store import tables
 from latentfs.store.live_store import LiveStore, open_live_store
 from latentfs.store.records import Inode
+from latentfs.store.snapshot import blob_id
 from latentfs.store.store import Store
 from latentfs.store.tables import ROOT_INO
 from latentfs.store.writer_lock import WriterLock
@@ -270,6 +273,26 @@ async def test_a_read_that_fails_is_refused_for_a_moment_and_then_tried_again(
         assert await opened.files.read(other, 0, SIZE_BYTES) == PICTURE
         await trio.sleep(0.2)
         assert await opened.files.read(handle, 0, SIZE_BYTES) == PICTURE
+
+
+async def test_a_damaged_head_fails_as_a_head_and_names_its_inode(store, autojump_clock):
+    with store.write() as transaction:
+        ino = add_picture(
+            transaction,
+            ROOT_INO,
+            b"b.png",
+            picture_latent(2),
+            size_bytes=SIZE_BYTES,
+            chunks=(b"text",),
+        )
+    Damage(store).put("metadata", tables.blob_key(blob_id(b"text")), b"no zstd")
+    async with opened_store(store) as opened:
+        handle = await opened.open(ino, os.O_RDONLY)
+        with pytest.raises(RenderError, match=f"inode {ino}: metadata blob"):
+            await opened.files.read(handle, 0, 8)
+        reads = opened.activity.statistics().reads
+        assert reads["head"].failed == 1
+        assert sum(times.count for times in reads.values()) == 1
 
 
 async def test_without_space_for_its_bytes_a_picture_stays_one(store, autojump_clock, monkeypatch):

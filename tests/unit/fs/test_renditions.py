@@ -63,9 +63,15 @@ class SlowScheduler:
         return len(self.orders)
 
     def submit(
-        self, job: RenderJob, *, priority: Priority, reader: Reader, is_wanted: Callable[[], bool]
+        self,
+        job: RenderJob,
+        *,
+        priority: Priority,
+        reader: Reader,
+        is_wanted: Callable[[], bool],
+        parked_s: float,
     ) -> Order:
-        order = Order(job, priority, is_wanted, [reader], 0.0)
+        order = Order(job, priority, is_wanted, [reader], 0.0, parked_s=parked_s)
         self.orders.append(order)
         return order
 
@@ -126,9 +132,13 @@ def inode(store: Store) -> Inode:
 
 @asynccontextmanager
 async def opened(
-    store: Store, scheduler: SlowScheduler, *, cache_bytes: int = 1 << 20
+    store: Store,
+    scheduler: SlowScheduler,
+    *,
+    cache_bytes: int = 1 << 20,
+    cache: PictureCache | None = None,
 ) -> AsyncIterator[Renditions]:
-    cache: PictureCache = TieredCache(budget_bytes=cache_bytes)
+    cache = TieredCache(budget_bytes=cache_bytes) if cache is None else cache
     async with open_renditions(
         fetch_at_once(store),
         scheduler,  # type: ignore[arg-type]
@@ -147,11 +157,14 @@ async def test_many_readers_share_one_render(
     async def read() -> None:
         results.append(await renditions.get(2, inode, READER))
 
-    async with opened(store, scheduler) as renditions:
+    cache: PictureCache = TieredCache(budget_bytes=1 << 20)
+    async with opened(store, scheduler, cache=cache) as renditions:
         async with trio.open_nursery() as nursery:
             for _ in range(64):
                 nursery.start_soon(read)
         assert await renditions.get(2, inode, READER) == DATA
+        counted = cache.statistics()
+        assert (counted.misses, counted.latent_hits, counted.pixel_hits) == (1, 0, 1)
         assert renditions.statistics().shared_total == 63
     assert results == [DATA] * 64
     assert scheduler.renders == 1
@@ -257,6 +270,7 @@ async def test_a_process_group_has_only_so_many_renders_queued_and_others_are_no
                 nursery.start_soon(read, one, READER)
             await trio.sleep(1)
             assert scheduler.renders == 64
+            assert renditions.statistics().parked == 36
             nursery.start_soon(read, inode, OTHER)
             await trio.sleep(0.5)
             assert scheduler.renders == 65
@@ -269,6 +283,7 @@ async def test_a_process_group_has_only_so_many_renders_queued_and_others_are_no
             await trio.sleep(0.5)
             assert scheduler.orders[-1].job.request.size_bytes == parked.size_bytes
             assert scheduler.orders[-1].readers == [OTHER]
+            assert scheduler.orders[-1].parked_s == pytest.approx(1.5)
         assert scheduler.renders == 101
         assert renditions.statistics().in_flight == 0
 

@@ -800,6 +800,7 @@ async def test_statistics_count_what_waits_where(autojump_clock: trio.testing.Mo
         assert statistics.in_flight == 3
         assert (statistics.queued, statistics.queued_background) == (2, 2)
         await render_all(scheduler, ["wide", "small batch"])
+        await scheduler.render(job("wide", recipe=widened))  # as it was asked for
         assert scheduler.statistics().renders_widened_total == 1
 
 

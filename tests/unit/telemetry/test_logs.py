@@ -66,8 +66,23 @@ def test_text_is_a_line_with_its_level(
     )
     fail()
     told = capsys.readouterr().err
-    assert told.startswith("latentfs: ERROR: inode 7 failed\nTraceback (most recent call last):\n")
-    assert "ValueError: a reason\n" in told
+    assert told.startswith(
+        "latentfs: ERROR: inode 7 failed\n  Traceback (most recent call last):\n"
+    )
+    assert "\n  ValueError: a reason\n" in told
+
+
+def test_what_an_exception_quotes_is_no_line_of_the_log(
+    configured: Configured, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configured()
+    try:
+        raise ValueError("a name\nlatentfs: CRITICAL: forged \x1b[31m")
+    except ValueError:
+        log.exception("it failed")
+    told = capsys.readouterr().err.splitlines()
+    assert [line for line in told if not line.startswith("  ")] == ["latentfs: ERROR: it failed"]
+    assert told[-1] == "  latentfs: CRITICAL: forged \\x1b[31m"
 
 
 def test_json_is_an_object_a_line_with_all_there_is(
@@ -257,8 +272,8 @@ def test_what_a_renderer_prints_is_logged_with_its_level_and_process(
     _log_lines(io.BytesIO(data), 12)
     assert capsys.readouterr().err.splitlines() == [
         "latentfs: ERROR: renderer 12: request 3 failed",
-        "Traceback",
-        "ValueError",
+        "  Traceback",
+        "  ValueError",
         f"latentfs: WARNING: renderer 12: {json.dumps(odd)}",
         "latentfs: WARNING: renderer 12: [W] \\xff chatter \\x1b[0m",
     ]
