@@ -45,7 +45,8 @@ def command(store: Path, source: str, destination: Path, device: str) -> int:
         click.echo(one_line(f"{kind}: {path}: {reason}"), err=True)
 
     with Store.open(store) as opened:
-        plan = export_plan(opened, source, destination)
+        plan = export_plan(opened, source, destination, refuse=partial(tell, "not exported"))
+        files = len(plan) + counts["not exported"]
         with click.progressbar(
             length=len(plan), label="exporting", file=sys.stderr, hidden=not sys.stderr.isatty()
         ) as bar:
@@ -59,7 +60,7 @@ def command(store: Path, source: str, destination: Path, device: str) -> int:
             trio.run(_export, export, plan, device)
     failed, skipped = counts["not exported"], counts["skipped"]
     also = f", {skipped} skipped" if skipped else ""
-    click.echo(f"{len(plan) - failed - skipped} exported to {destination}{also}, {failed} failed")
+    click.echo(f"{files - failed - skipped} exported to {destination}{also}, {failed} failed")
     return 1 if failed else 0
 
 

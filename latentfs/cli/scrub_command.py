@@ -44,7 +44,7 @@ def command(store: Path, max_files: int | None, device: str) -> int:
 
     os.nice(_NICENESS)
     with Store.open(store) as opened:
-        plan = scrub_plan(opened, max_files=max_files)
+        plan = scrub_plan(opened, max_files=max_files, report=report)
         with click.progressbar(
             length=plan.steps, label="scrubbing", file=sys.stderr, hidden=not sys.stderr.isatty()
         ) as bar:

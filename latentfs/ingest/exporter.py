@@ -43,11 +43,17 @@ class ExportItem:
     place: Place
 
 
-def export_plan(store: Store, source: str, destination: Path) -> list[ExportItem]:
+def export_plan(
+    store: Store, source: str, destination: Path, *, refuse: Callable[[str, str], None]
+) -> list[ExportItem]:
     """Return what is to be copied for *source*, a file or folder in the store.
 
+    Args:
+        refuse: called with (path, reason) for what is below *source* and can't be copied.  Of a
+            damaged store all is had that can be.
+
     Raises:
-        PathError: the store has no such path, or has names that would lead out of *destination*.
+        PathError: the store has no such path.
     """
     with store.read() as snapshot:
         found = snapshot.resolve(source)
@@ -55,7 +61,8 @@ def export_plan(store: Store, source: str, destination: Path) -> list[ExportItem
             raise PathError(f"the store {store.path} has no {source}")
         ino, inode = found
         if inode.is_directory:
-            return list(_folder(snapshot, source.rstrip("/"), ino, Place(destination, ())))
+            place = Place(destination, ())
+            return list(_folder(snapshot, source.rstrip("/"), ino, place, refuse))
         if destination.is_dir():
             place = Place(destination, (split_path(source)[-1].decode(),))
         else:
@@ -63,30 +70,41 @@ def export_plan(store: Store, source: str, destination: Path) -> list[ExportItem
         return [ExportItem(source, ino, inode.content is not None, place)]
 
 
-def _folder(snapshot: Snapshot, source: str, ino: int, place: Place) -> Iterator[ExportItem]:
+def _folder(
+    snapshot: Snapshot, source: str, ino: int, place: Place, refuse: Callable[[str, str], None]
+) -> Iterator[ExportItem]:
     seen = {ino}
     pending = [(source, ino, place)]
     while pending:
         folder, folder_ino, into = pending.pop()
         for name, child_ino in snapshot.entries(folder_ino):
             path = f"{folder}/{name.decode('utf-8', 'backslashreplace')}"
-            child = snapshot.inode(child_ino)
-            if child is None:
-                raise PathError(f"{path} leads nowhere; run latentfs fsck")
-            below = into.below(_checked(name))
-            if not child.is_directory:
-                yield ExportItem(path, child_ino, child.content is not None, below)
-            elif child_ino in seen:
-                raise PathError(f"{path} is a folder with two names; run latentfs fsck")
-            else:
+            try:
+                below = into.below(_checked(name))
+                child = _proven_child(snapshot, child_ino, seen)
+            except (PathError, StoreCorruptError) as error:
+                refuse(path, str(error))
+                continue
+            if child.is_directory:
                 seen.add(child_ino)
                 pending.append((path, child_ino, below))
+            else:
+                yield ExportItem(path, child_ino, child.content is not None, below)
+
+
+def _proven_child(snapshot: Snapshot, ino: int, folders: set[int]) -> Inode:
+    inode = snapshot.inode(ino)
+    if inode is None:
+        raise PathError("it leads nowhere; run latentfs fsck")
+    if inode.is_directory and ino in folders:
+        raise PathError("it is a folder with two names; run latentfs fsck")
+    return inode
 
 
 def _checked(name: bytes) -> str:
     """Return the name for system calls: a hostile store must not lead out of the destination."""
     if name in (b"", b".", b"..") or b"/" in name or b"\0" in name:
-        raise PathError(f"name {name!r} can't be used for a file or folder; run latentfs fsck")
+        raise PathError(f"its name {name!r} can't be used for a file or folder; run latentfs fsck")
     return os.fsdecode(name)
 
 

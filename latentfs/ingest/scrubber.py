@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import trio
 
-from latentfs.errors import LatentfsError, NoRendererError
+from latentfs.errors import LatentfsError, NoRendererError, StoreCorruptError
 from latentfs.latents import payload as payload_codec
 from latentfs.render.job_queue import Priority
 from latentfs.render.jobs import check_rendition, content_key, job_for_inode
@@ -48,10 +48,16 @@ class ScrubPlan:
         return len(self.pictures) + len(self.payloads) + len(self.chunks)
 
 
-def scrub_plan(store: Store, *, max_files: int | None) -> ScrubPlan:
-    """Return all pictures that differ in any byte, or *max_files* of them by chance."""
+def scrub_plan(
+    store: Store, *, max_files: int | None, report: Callable[[str, str], None]
+) -> ScrubPlan:
+    """Return all pictures that differ in any byte, or *max_files* of them by chance.
+
+    Args:
+        report: called with (path, reason) for what can't be told whether it is a picture.
+    """
     with store.read() as snapshot:
-        pictures = list(_pictures(snapshot))
+        pictures = list(_pictures(snapshot, report))
         payloads = list(snapshot.payload_ids())
         chunks = [bytes(key) for key in snapshot.rows.keys("chunks")]
     if max_files is not None and max_files < len(pictures):
@@ -59,7 +65,7 @@ def scrub_plan(store: Store, *, max_files: int | None) -> ScrubPlan:
     return ScrubPlan(pictures, payloads, chunks)
 
 
-def _pictures(snapshot: Snapshot) -> Iterator[ScrubItem]:
+def _pictures(snapshot: Snapshot, report: Callable[[str, str], None]) -> Iterator[ScrubItem]:
     seen: set[Hashable] = set()
     folders = {tables.ROOT_INO}
     pending = [("", tables.ROOT_INO)]
@@ -67,10 +73,14 @@ def _pictures(snapshot: Snapshot) -> Iterator[ScrubItem]:
         folder, folder_ino = pending.pop()
         for name, ino in snapshot.entries(folder_ino):
             path = f"{folder}/{name.decode('utf-8', 'backslashreplace')}"
-            inode = snapshot.inode(ino)
-            if inode is None:
+            try:
+                inode = snapshot.inode(ino)
+            except StoreCorruptError as error:
+                report(path, str(error))
                 continue
-            if inode.is_directory and ino not in folders:
+            if inode is None:
+                report(path, "it leads nowhere; run latentfs fsck")
+            elif inode.is_directory and ino not in folders:
                 folders.add(ino)
                 pending.append((path, ino))
             elif inode.content is not None:

@@ -5,8 +5,9 @@ import shutil
 import pytest
 from e2e.support import Batch, call, files_in, import_all, picture, shown_error, spawn
 from latent_files import latent_array, write_comfyui_latent
-from store_damage import NOISE, fill
+from store_damage import NOISE, Damage, fill
 
+from latentfs.store import tables
 from latentfs.store.store import Store
 
 
@@ -74,6 +75,19 @@ def test_files_that_are_no_pictures(store, tmp_path):
     assert (out / "link").is_symlink()
     latent = files_in(store)["/notes/cat.latent"]
     assert (out / "cat.latent").stat().st_size == latent.size_bytes
+
+
+def test_a_damaged_entry_keeps_no_other_from_being_exported(store, tmp_path):
+    with Store.open(store, writable=True) as opened:
+        fill(opened)
+        damage = Damage(opened)
+        damage.put("inodes", tables.ino_key(damage.ino("/notes/cat.latent")), b"nonsense")
+    out = tmp_path / "out"
+    result = call("export", store, "/notes", out)
+    assert result.status == 1
+    assert result.out == f"3 exported to {out}, 2 skipped, 1 failed\n"
+    assert "run latentfs fsck" in result.refused("not exported")["cat.latent"]
+    assert sorted(path.name for path in out.iterdir()) == ["again", "link", "noise"]
 
 
 def test_an_empty_folder(store, tmp_path):

@@ -177,3 +177,18 @@ def test_scrub_names_what_is_damaged(filled):
     assert {f"payload {payloads[0]}", "inode 50", "1.png"} == set(found)
     assert "chunk 0 of inode 50 can't be read" in found["inode 50"]
     assert result.out.endswith("; 3 not as they were\n")
+
+
+def test_scrub_passes_no_picture_over_for_an_inode_that_can_not_be_read(filled):
+    def damage_rows(damage):
+        damage.put("inodes", tables.ino_key(damage.ino("/0.png")), b"nonsense")
+        damage.delete("inodes", tables.ino_key(damage.ino("/1.png")))
+
+    damaged(filled, damage_rows)
+    result = spawn("scrub", filled)
+    assert result.status == 1
+    found = result.refused("scrub")
+    assert set(found) == {"0.png", "1.png"}
+    assert "can't be read" in found["0.png"]
+    assert found["1.png"] == "it leads nowhere; run latentfs fsck"
+    assert result.out.endswith("1 pictures rendered; 2 not as they were\n")

@@ -9,7 +9,6 @@ import pytest
 from store_contents import add_picture, picture_latent
 from store_damage import LATENT_A, NOISE, Damage, fill
 
-from latentfs.errors import PathError
 from latentfs.ingest.exporter import Exporter, export_plan
 from latentfs.latents.taken_apart import put_together
 from latentfs.store import tables
@@ -46,10 +45,14 @@ async def _exported(store: Store, source: str, out: Path) -> Told:
         skip=told.skipped.__setitem__,
         on_done=told.finish_one,
     )
-    plan = export_plan(store, source, out)
+    plan = export_plan(store, source, out, refuse=told.refused.__setitem__)
     await exporter.run(plan)
     assert told.done == len(plan)
     return told
+
+
+def _refuse_none(path: str, reason: str) -> None:
+    pytest.fail(f"{path} was refused: {reason}")
 
 
 def _inode(kind: int, *, target: bytes = b"", parent: int = 0) -> Inode:
@@ -134,7 +137,7 @@ def test_folders_may_be_deeper_than_calls(store, tmp_path):
             parent = files.make(parent, b"down", _inode(stat.S_IFDIR, parent=parent))
         files.make(parent, b"file", _inode(stat.S_IFREG))
         files.finish()
-    (item,) = export_plan(store, "/down", tmp_path / "out")
+    (item,) = export_plan(store, "/down", tmp_path / "out", refuse=_refuse_none)
     assert item.place.names == ("down",) * (deep - 1) + ("file",)
 
 
@@ -143,8 +146,21 @@ async def test_a_folder_in_itself(store, tmp_path):
     Damage(store).put(
         "dentries", tables.dentry_key(below, b"up"), tables.ino_key(Damage(store).ino("/folder"))
     )
-    with pytest.raises(PathError, match="two names"):
-        export_plan(store, "/folder", tmp_path / "out")
+    refused: dict[str, str] = {}
+    plan = export_plan(store, "/folder", tmp_path / "out", refuse=refused.__setitem__)
+    assert [item.source for item in plan] == ["/folder/b.png", "/folder/c.png"]
+    assert refused == {"/folder/below/up": "it is a folder with two names; run latentfs fsck"}
+
+
+async def test_entries_that_can_not_be_followed_are_refused_and_the_others_copied(store, tmp_path):
+    damage = Damage(store)
+    damage.delete("inodes", tables.ino_key(damage.ino("/notes/fifo")))
+    damage.put("inodes", tables.ino_key(damage.ino("/notes/cat.latent")), b"nonsense")
+    told = await _exported(store, "/notes", tmp_path / "out")
+    assert set(told.refused) == {"/notes/fifo", "/notes/cat.latent"}
+    assert told.refused["/notes/fifo"] == "it leads nowhere; run latentfs fsck"
+    assert "can't be read" in told.refused["/notes/cat.latent"]
+    assert _lines(tmp_path / "out") == {"noise", "again", "link"}
 
 
 async def test_damaged_files_are_refused_and_the_others_copied(store, tmp_path):
@@ -172,7 +188,7 @@ async def test_a_latent_file_that_can_not_be_packed(store, tmp_path):
 
 
 async def test_what_changes_after_the_plan(store, tmp_path):
-    plan = export_plan(store, "/notes", tmp_path / "out")
+    plan = export_plan(store, "/notes", tmp_path / "out", refuse=_refuse_none)
     ino = Damage(store).ino("/notes/noise")
     with store.write_rows() as rows:
         files = FileTransaction(rows)
@@ -198,8 +214,14 @@ def test_names_that_lead_outside_are_refused(tmp_path: Path, name: bytes) -> Non
         with store.write() as transaction:
             folder = transaction.make_directories("/pictures", uid=0, gid=0)
             add_picture(transaction, folder, name, picture_latent(1))
-        with pytest.raises(PathError):
-            export_plan(store, "/pictures", tmp_path / "out")
+            add_picture(transaction, folder, b"good.png", picture_latent(2))
+        refused: dict[str, str] = {}
+        plan = export_plan(store, "/pictures", tmp_path / "out", refuse=refused.__setitem__)
+        assert [item.source for item in plan] == ["/pictures/good.png"]
+        assert refused == {
+            f"/pictures/{name.decode()}": f"its name {name!r} can't be used for a file or folder; "
+            "run latentfs fsck"
+        }
 
 
 async def test_nothing_is_written_through_a_link_that_an_export_made(store, tmp_path):
