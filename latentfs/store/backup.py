@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
+import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from latentfs.errors import (
     InvalidArgumentError,
-    LatentfsError,
     StoreError,
     StoreExistsError,
     StoreFullError,
@@ -22,6 +22,8 @@ from latentfs.store.store import SETTINGS_NAME, Store, is_full_disk, rows_of_cop
 from latentfs.store.vae_files import file_in, vae_folder, verify
 
 __all__ = ["Backup", "back_up"]
+
+_BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +80,8 @@ def _copy(store: Store, target: Path) -> Backup:
     damaged = []
     for name, vae in vaes.values():
         try:
-            copy = vae_folder(target, vae.id)
-            _copy_vae(vae_folder(store.path, vae.id), copy, vae)
-            verify(copy, vae.files)
-        except LatentfsError as error:
+            _copy_vae(vae_folder(store.path, vae.id), vae_folder(target, vae.id), vae)
+        except VaeCorruptError as error:
             damaged.append(f"VAE {name!r}: {error}")
     for folder in (target / "vae", database.parent, target):
         sync_directory(folder)
@@ -91,15 +91,49 @@ def _copy(store: Store, target: Path) -> Backup:
 
 
 def _copy_vae(source: Path, target: Path, vae: VaeRecord) -> None:
-    """Copy what is there of a VAE's files, and can be one of them."""
+    """Copy what can be read of a VAE's files, and see whether they are what was added.
+
+    Raises:
+        VaeCorruptError: they are not, or one can't be read; what can be is copied all the same.
+    """
     target.mkdir()
+    unread: VaeCorruptError | None = None
     for file in vae.files:
-        with contextlib.suppress(VaeCorruptError):  # which verify() tells of
-            path, copy = file_in(source, file.name), file_in(target, file.name)
-            if path.is_file():
-                shutil.copyfile(path, copy)
-                _sync_file(copy)
+        try:
+            _copy_file(file_in(source, file.name), file_in(target, file.name))
+        except VaeCorruptError as error:
+            unread = unread or error
     sync_directory(target)
+    if unread is not None:
+        raise unread
+    verify(target, vae.files)
+
+
+def _copy_file(source: Path, target: Path) -> None:
+    """Copy a file of a VAE, on disk, or nothing of it if it can't be read to its end."""
+    try:
+        with target.open("wb") as file:
+            for block in _blocks(source):
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+    except VaeCorruptError:
+        target.unlink()
+        raise
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    """Yield the bytes of a file of the store, whose disk may be bad: that is no failure to copy."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise VaeCorruptError(f"VAE file {path} is no file; add the VAE again")
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK_BYTES):
+                yield block
+    except OSError as error:
+        raise VaeCorruptError(
+            f"VAE file {path} can't be read ({error.strerror}); add the VAE again"
+        ) from error
 
 
 def _write_mark(settings: bytes, target: Path) -> None:

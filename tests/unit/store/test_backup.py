@@ -1,5 +1,8 @@
 """A backup is a store as the other was at one moment."""
 
+import errno
+import hashlib
+import os
 import threading
 
 import msgspec
@@ -7,7 +10,7 @@ import pytest
 from store_contents import VAE, add_picture, picture_latent, problems
 from store_damage import copied_rows, fill
 
-from latentfs.errors import InvalidArgumentError, StoreError, StoreExistsError
+from latentfs.errors import InvalidArgumentError, StoreError, StoreExistsError, StoreFullError
 from latentfs.store import backup, tables
 from latentfs.store.backup import back_up
 from latentfs.store.records import VaeFile
@@ -46,6 +49,49 @@ def test_the_vaes_files_are_copied(store, tmp_path):
     assert (tmp_path / "copy" / "vae" / folder.name / "config.json").read_bytes() == b"{}"
     assert [text.split(":")[0] for text in done.damaged] == ["VAE 'other'"]
     assert done.size_bytes > 2
+
+
+def test_a_vae_file_that_can_not_be_read_is_told_of_and_all_else_copied(store, tmp_path):
+    empty = hashlib.sha256(b"").hexdigest()
+    names = ("config.json", "unreadable", "weights", "gone", "weights")
+    files = tuple(VaeFile(name, 0, empty) for name in names)
+    with store.write() as transaction:
+        transaction.put_vae("other", msgspec.structs.replace(VAE, id="w" * 32, files=files))
+    folder = store.path / "vae" / ("w" * 32)
+    folder.mkdir()
+    for name in ("config.json", "weights"):
+        (folder / name).write_bytes(b"")
+    (folder / "unreadable").symlink_to("/proc/self/mem")  # opens, and reads as a bad sector does
+    (store.path / "vae" / VAE.id).mkdir()
+    done = back_up(store, tmp_path / "copy")
+    assert done.damaged == (
+        f"VAE 'other': VAE file {folder / 'unreadable'} can't be read (Input/output error); "
+        "add the VAE again",
+    )
+    copied = tmp_path / "copy" / "vae" / folder.name
+    assert {path.name for path in copied.iterdir()} == {"config.json", "weights"}
+    with Store.open(tmp_path / "copy") as copy:
+        assert copied_rows(copy) == copied_rows(store)
+
+
+def test_a_vae_that_can_not_be_written_ends_the_backup(store, tmp_path, monkeypatch):
+    files = (VaeFile("config.json", 2, "0" * 64),)
+    with store.write() as transaction:
+        transaction.put_vae("other", msgspec.structs.replace(VAE, id="w" * 32, files=files))
+    folder = store.path / "vae" / ("w" * 32)
+    folder.mkdir()
+    (folder / "config.json").write_bytes(b"{}")
+    fsync = os.fsync
+
+    def full(fd):
+        if os.readlink(f"/proc/self/fd/{fd}").endswith("config.json"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StoreFullError, match="can't copy the store"):
+        back_up(store, tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
 
 
 @pytest.mark.parametrize("outside", ["../../outside", "/{}/outside", "..", "a/b", "", "n\0l"])
