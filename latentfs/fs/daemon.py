@@ -38,7 +38,7 @@ from latentfs.fs.mountpoint import (
 from latentfs.fs.operations import LatentOperations
 from latentfs.fs.parts import MountParts
 from latentfs.fs.prefetch import SequenceDetector
-from latentfs.fs.renditions import PictureCache, Renditions, open_renditions
+from latentfs.fs.renditions import PictureCache, open_renditions
 from latentfs.fs.status import StatusReport
 from latentfs.fs.tuning import MAX_BACKGROUND, tune
 from latentfs.fs.warm_up import warm_up_jobs
@@ -68,8 +68,11 @@ _BACKGROUND_GROUPS_MAX = 1
 # Of the cache, for what is rendered ahead of a reader.
 _AHEAD_CACHE_PARTS = 4
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# What the service manager is told that opening a store, and ending, may take.
+# What the service manager is told that opening a store, and ending, may take.  The former it is
+# told again while that goes on, but not for ever: one that hangs is to be ended.
 _OPENING_S = 120.0
+_OPENING_MAX_S = 600.0
+_OPENING_TOLD_EVERY_S = 30.0
 _ENDING_S = 60.0
 # A self-read that waits behind readers may take as long as they do, and this much more.
 _LATE_AFTER_S = 20.0
@@ -142,14 +145,29 @@ class _Daemon:
         self._notifier = notifier
         self._is_tuned = False
         self._entry: MountEntry | None = None
-        self._is_told_to_end = False
+        self._opening = trio.CancelScope()
+        self._is_serving = False
+        self._hangup = trio.Event()
+        self._told_to_end = trio.Event()
 
     async def run(self) -> None:
         # From before the mount on: a signal that came without it would leave a dead one behind.
         with trio.open_signal_receiver(*_SIGNALS) as signals:
-            await self._run(signals)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._obey, signals)
+                nursery.start_soon(self._ask_for_time)
+                with self._opening:
+                    await self._run()
+                nursery.cancel_scope.cancel()
 
-    async def _run(self, signals: AsyncIterator[int]) -> None:
+    async def _ask_for_time(self) -> None:
+        """Keep the service manager patient until the mount is ready."""
+        with trio.move_on_after(_OPENING_MAX_S):
+            while not self._is_tuned:
+                self._notifier.extend_timeout(_OPENING_S)
+                await trio.sleep(_OPENING_TOLD_EVERY_S)
+
+    async def _run(self) -> None:
         async with self._open_parts() as parts:
             health = self._health(parts)
             async with self._serve_metrics(parts, health) as address:
@@ -162,8 +180,8 @@ class _Daemon:
                         "explain": report.explain,
                     }
                     async with serve_control(self._store.path, commands):
-                        await self._serve(parts, health, signals)
-                        was_aborted = self._is_mounted() and not self._is_told_to_end
+                        await self._serve(parts, health)
+                        was_aborted = self._is_mounted() and not self._told_to_end.is_set()
                 finally:
                     self._notifier.stopping()
                     self._notifier.extend_timeout(_ENDING_S)
@@ -250,7 +268,8 @@ class _Daemon:
             ) from error
         self._entry = find_mount(self._mountpoint)
 
-    async def _serve(self, parts: MountParts, health: Health, signals: AsyncIterator[int]) -> None:
+    async def _serve(self, parts: MountParts, health: Health) -> None:
+        self._is_serving = True
         live = self._live_settings(parts)
         fit_cache = functools.partial(
             fit_cache_to_memory,
@@ -262,12 +281,14 @@ class _Daemon:
             nursery.start_soon(fit_cache)
             if self._settings.develop and not self._settings.read_only:
                 nursery.start_soon(parts.developer.run)
-            nursery.start_soon(self._obey, signals, live, parts.renditions)
+            nursery.start_soon(self._reload_when_told, live)
+            nursery.start_soon(self._end_when_told, parts)
             nursery.start_soon(follow_changes, self._store)
             nursery.start_soon(self._become_ready, parts, health)
             with interrupted_reads():
                 await pyfuse3.main(max_tasks=_TASKS_MAX)
             log.info("%s is unmounted", self._mountpoint)
+            parts.store.stop_waiting()
             nursery.cancel_scope.cancel()
 
     async def _become_ready(self, parts: MountParts, health: Health) -> None:
@@ -294,18 +315,30 @@ class _Daemon:
 
     # Signals
 
-    async def _obey(
-        self, signals: AsyncIterator[int], live: LiveSettings, renditions: Renditions
-    ) -> None:
+    async def _obey(self, signals: AsyncIterator[int]) -> None:
+        """Take signals, also while the store is being opened; what they ask for others do."""
         async for number in signals:
             if number == signal.SIGHUP and self._callbacks.reread is not None:
-                await self._reload(live)
+                self._hangup.set()
                 continue
             log.info("%s: unmounting %s", signal.Signals(number).name, self._mountpoint)
-            self._is_told_to_end = True
             self._notifier.stopping()
-            renditions.abort()
-            pyfuse3.terminate()
+            self._notifier.extend_timeout(_ENDING_S)
+            self._told_to_end.set()
+            if not self._is_serving:
+                self._opening.cancel()
+
+    async def _end_when_told(self, parts: MountParts) -> None:
+        await self._told_to_end.wait()
+        parts.store.stop_waiting()
+        parts.renditions.abort()
+        pyfuse3.terminate()
+
+    async def _reload_when_told(self, live: LiveSettings) -> None:
+        while True:
+            await self._hangup.wait()
+            self._hangup = trio.Event()
+            await self._reload(live)
 
     async def _reload(self, live: LiveSettings) -> None:
         self._notifier.reloading()

@@ -100,6 +100,7 @@ class LiveStore:
         self._lock_free_s = -inf
         self._lock_since_s = inf
         self._closing = False
+        self._is_waiting_stopped = False
         self._top = Layer()
         self._committing: Layer | None = None
         self._wake = trio.Event()
@@ -175,7 +176,8 @@ class LiveStore:
         cancelled, nothing has happened.
 
         Raises:
-            RefusedChangeError: EIO, another process has kept the writer lock for a minute.
+            RefusedChangeError: EIO, another process has kept the writer lock for a minute;
+                ESHUTDOWN, it has it after :meth:`stop_waiting`.
         """
         while self._closing or self._is_full_of_changes() or not self._lock.held:
             if self._lock.held:
@@ -184,6 +186,13 @@ class LiveStore:
                 await self._committed.wait()
             else:
                 await self._acquire_lock()
+
+    def stop_waiting(self) -> None:
+        """Wait for no other process any more, as the mount ends: such changes fail at once.
+
+        All others go on.  Not with EIO: nothing is wrong with the disk, or the file.
+        """
+        self._is_waiting_stopped = True
 
     def _is_full_of_changes(self) -> bool:
         # Where commits fail there is no end to wait for: additions are refused, and removals are
@@ -198,7 +207,12 @@ class LiveStore:
     async def _acquire_lock(self) -> None:
         await trio.sleep_until(self._lock_free_s + _YIELD_S)
         with trio.move_on_after(_LOCK_TIMEOUT_S):
-            while not self._lock.held and not self._try_lock():  # noqa: ASYNC110
+            while not self._lock.held and not self._try_lock():
+                if self._is_waiting_stopped:
+                    raise RefusedChangeError(
+                        errno.ESHUTDOWN,
+                        "the store is being unmounted, and another process is changing it",
+                    )
                 await trio.sleep(_LOCK_POLL_S)
             self._lock_since_s = trio.current_time()
             self._wake.set()  # so that it is given back though nothing be changed
@@ -403,12 +417,20 @@ async def open_live_store(
 
 
 async def _discard_orphans(live: LiveStore) -> None:
-    """Remove files without links that this mount, or a killed one, still had."""
+    """Remove files without links that this mount, or a killed one, still had.
+
+    What can't be removed now, because another process changes the store, the next mount removes.
+    """
     with live.read() as snapshot:
         found = list(snapshot.orphans())
-    for ino in found:
+    for index, ino in enumerate(found):
         try:
             await live.may_change()
+        except RefusedChangeError as error:  # the others would wait as long, each
+            left = len(found) - index
+            log.warning("%d files without links are left to the next mount: %s", left, error)
+            return
+        try:
             with live.change() as transaction:
                 transaction.discard(ino)
         except LatentfsError as error:  # a damaged one is no reason not to mount

@@ -8,7 +8,10 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,8 @@ from mounts import Mount, latentfs, mounted, stop_process, wait_until
 
 from latentfs.fs.mountpoint import find_mount
 from latentfs.fs.tuning import CONGESTION_THRESHOLD, MAX_BACKGROUND, READ_AHEAD_KIB
+from latentfs.store.daemon_lock import DaemonLock
+from latentfs.store.writer_lock import WriterLock
 
 
 def test_extended_attributes(mount: Mount) -> None:
@@ -161,6 +166,64 @@ def test_a_signal_ends_it_while_a_read_waits(mount: Mount) -> None:
     # The kernel asks again when its readahead fails, and may then find nobody there.
     assert len(errors) == 1
     assert errors[0].errno in (errno.EIO, errno.ENOTCONN)
+
+
+def test_a_signal_ends_it_while_another_process_changes_the_store(mount: Mount) -> None:
+    orphan = os.open(mount.path / "orphan", os.O_RDWR | os.O_CREAT)
+    (mount.path / "orphan").unlink()
+    os.fsync(orphan)
+    refused: list[int | None] = []
+
+    def write() -> None:
+        try:
+            (mount.path / "new").write_bytes(b"x")
+        except OSError as error:
+            refused.append(error.errno)
+
+    writer = threading.Thread(target=write)
+    with _changed_elsewhere(mount.store):
+        writer.start()
+        time.sleep(0.5)
+        signalled_s = time.monotonic()
+        assert mount.end() == 0, mount.log
+        assert time.monotonic() - signalled_s < 5
+        writer.join(timeout=30)
+    assert refused == [errno.ESHUTDOWN]
+    assert "left to the next mount" in mount.log
+    with contextlib.suppress(OSError):
+        os.close(orphan)
+
+
+def test_a_signal_ends_a_mount_that_is_still_opening_its_store(store: Path, tmp_path: Path) -> None:
+    with mounted(store, tmp_path / "killed") as killed:
+        orphan = os.open(killed.path / "orphan", os.O_RDWR | os.O_CREAT)
+        (killed.path / "orphan").unlink()
+        os.fsync(orphan)
+        killed.process.kill()
+        killed.process.wait()
+        with contextlib.suppress(OSError):
+            os.close(orphan)
+    (tmp_path / "mnt").mkdir()
+    with _changed_elsewhere(store):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "latentfs", "mount", store, tmp_path / "mnt"]
+        )
+        wait_until(DaemonLock(store).held_elsewhere, "it opens the store")
+        time.sleep(1)
+        process.terminate()
+        assert process.wait(timeout=5) == 0
+    assert find_mount(tmp_path / "mnt") is None
+
+
+@contextlib.contextmanager
+def _changed_elsewhere(store: Path) -> Iterator[None]:
+    """Another process changes the store while the block runs."""
+    lock = WriterLock(store)
+    wait_until(lock.try_acquire, "the mount has given the lock back")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def test_umount_returns_when_the_daemon_has_ended(mount: Mount) -> None:

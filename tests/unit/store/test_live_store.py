@@ -530,6 +530,55 @@ async def test_a_lock_that_is_held_for_a_minute_is_an_error(store, autojump_cloc
         await make(live, b"a")
 
 
+async def test_a_mount_that_ends_waits_for_no_other_process(store, autojump_clock, caplog):
+    """What waits fails at once, and files without links are left to the next mount."""
+    other = WriterLock(store.path)
+    refusals: list[int] = []
+
+    async def change() -> None:
+        try:
+            await live.may_change()
+        except RefusedChangeError as error:
+            refusals.append(error.errno)
+
+    async with open_live_store(store, writable=True) as live:
+        await make(live, b"open")
+        await live.may_change()
+        with live.change() as transaction:
+            transaction.remove_entry(ROOT_INO, b"open", directory=False)
+        await live.sync()
+        await trio.sleep(1)  # the lock is given back
+        other.acquire()
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(change)
+            await trio.sleep(5)
+            assert refusals == []
+            start_s = trio.current_time()
+            live.stop_waiting()
+        await change()
+        assert refusals == [errno.ESHUTDOWN] * 4
+    assert trio.current_time() - start_s < 1
+    assert "next mount" in caplog.text
+    other.release()
+    with store.read() as snapshot:
+        assert len(list(snapshot.orphans())) == 1
+    async with open_live_store(store, writable=True):
+        pass
+    with store.read() as snapshot:
+        assert not list(snapshot.orphans())
+
+
+async def test_a_mount_that_ends_goes_on_changing_while_nobody_else_does(store, autojump_clock):
+    async with open_live_store(store, writable=True) as live:
+        live.stop_waiting()
+        await make(live, b"a")
+        await live.sync()
+        await trio.sleep(1)
+        await make(live, b"b")
+    assert names(store) == [b"a", b"b"]
+
+
 async def test_a_lock_that_can_not_be_opened_is_an_error_of_that_change_alone(
     store, autojump_clock, monkeypatch
 ):
