@@ -38,7 +38,7 @@ def command(store: Path, source: str, destination: Path, device: str) -> int:
     symbolic links as links.  FIFOs, sockets and devices are skipped.  Needs no mount.  Exits with
     1 when a file could not be rendered or written.
     """
-    counts = {"not exported": 0, "skipped": 0}
+    counts = {"not exported": 0, "skipped": 0, "changed": 0}
 
     def tell(kind: str, path: str, reason: str) -> None:
         counts[kind] += 1
@@ -55,11 +55,13 @@ def command(store: Path, source: str, destination: Path, device: str) -> int:
                 opened,
                 refuse=partial(tell, "not exported"),
                 skip=partial(tell, "skipped"),
+                tell_change=partial(tell, "changed"),
                 on_done=lambda: bar.update(1),
             )
             trio.run(_export, export, plan, device)
     failed, skipped = counts["not exported"], counts["skipped"]
-    also = f", {skipped} skipped" if skipped else ""
+    also = f", {counts['changed']} of them with other bytes" if counts["changed"] else ""
+    also += f", {skipped} skipped" if skipped else ""
     click.echo(f"{files - failed - skipped} exported to {destination}{also}, {failed} failed")
     return 1 if failed else 0
 

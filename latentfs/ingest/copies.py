@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import msgspec
@@ -11,6 +13,7 @@ import trio
 
 from latentfs.errors import FramingError, RenderError
 from latentfs.images.parts import Parts, take_picture_apart
+from latentfs.latents import payload as payload_codec
 from latentfs.render.job_queue import Priority
 from latentfs.render.jobs import job_for_content
 from latentfs.render.scheduler import Scheduler
@@ -58,6 +61,9 @@ class CopyFinder:
         """Return what *data* is a copy of, None if of nothing, or if that could not be found out.
 
         May take a render, at the priority of an import.  If cancelled, nothing has happened.
+
+        Raises:
+            StoreCorruptError, CorruptPayloadError: the picture that it is a copy of is damaged.
         """
         try:
             return await self._find(data)
@@ -90,12 +96,14 @@ class CopyFinder:
     async def _is_rendered_alike(self, content: LatentContent, *, size_bytes: int) -> bool:
         """Whether a stored picture is rendered to its own bytes; found out once for each.
 
-        One says nothing of another: they may have been rendered first by other libraries.
+        One says nothing of another: they may have been rendered first by other libraries.  That it
+        is undamaged is looked at each time.
         """
+        metadata = await trio.to_thread.run_sync(
+            _intact_metadata, self._store.read_in_thread(), content
+        )
         way = (content.rendition_sha256, content.payload, content.recipe)
         if way not in self._faithful:
-            with self._store.read() as snapshot:
-                metadata = _metadata(snapshot, content)
             is_alike = await self._is_rendered_to(
                 content, metadata, content.rendition_sha256, size_bytes=size_bytes
             )
@@ -126,9 +134,19 @@ class CopyFinder:
         return rendition.report.sha256 == digest
 
 
-def _metadata(snapshot: Snapshot, content: LatentContent) -> tuple[bytes, ...]:
-    """Return the metadata of a stored picture, without the padding, which is made anew."""
-    return tuple(snapshot.blob(blob) or b"" for blob in (*content.chunks, *content.trailing))
+def _intact_metadata(
+    read: Callable[[], AbstractContextManager[Snapshot]], content: LatentContent
+) -> tuple[bytes, ...]:
+    """Return the metadata of a stored picture, without the padding, which is made anew.
+
+    Decompresses all that the picture is made of: to be called in a thread.
+
+    Raises:
+        StoreCorruptError, CorruptPayloadError: something of it is damaged.
+    """
+    with read() as snapshot:
+        payload_codec.decode(snapshot.payload(content.payload) or b"")
+        return tuple(snapshot.blob(blob) or b"" for blob in (*content.chunks, *content.trailing))
 
 
 def _copied(known: LatentContent) -> LatentContent:

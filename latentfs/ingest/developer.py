@@ -27,6 +27,7 @@ from latentfs.errors import (
     LatentfsError,
     NoRendererError,
     RenderError,
+    StoreCorruptError,
     StoreError,
     VaeError,
     VaeNotFoundError,
@@ -41,6 +42,7 @@ from latentfs.latents.taken_apart import TakenApart, take_apart
 from latentfs.render.job_queue import Priority
 from latentfs.render.scheduler import Scheduler
 from latentfs.store.file_transaction import FileTransaction
+from latentfs.store.latent_files import latent_file_parts
 from latentfs.store.live_store import LiveStore
 from latentfs.store.records import Inode, LatentFileContent, VaeRecord
 from latentfs.store.snapshot import Snapshot, blob_id
@@ -320,7 +322,7 @@ class Developer:
             transaction.packed_blobs = packed
             is_unchanged = self._is_unchanged(transaction, file)
             if is_unchanged:
-                self._commit(transaction, file, apart, rendered)
+                self._commit(transaction, file, data, apart, rendered)
         return is_unchanged
 
     async def _render(self, picture: Picture, vae: VaeRecord) -> RenderedPicture:
@@ -334,6 +336,7 @@ class Developer:
         self,
         transaction: FileTransaction,
         file: _Finished,
+        data: bytes,
         apart: TakenApart,
         rendered: list[RenderedPicture],
     ) -> None:
@@ -359,6 +362,7 @@ class Developer:
         )
         rest = transaction.add_blob(apart.rest)
         content = LatentFileContent(payloads, rest, apart.offset, apart.packed)
+        _require_bytes(transaction, content, data)
         transaction.make_latent(file.ino, inode, content)
         transaction.note_xattr(file.ino, UNDEVELOPED_XATTR, None)
 
@@ -367,6 +371,22 @@ class Developer:
         with self._store.change() as transaction:
             if transaction.inode(file.ino) is not None:
                 transaction.note_xattr(file.ino, UNDEVELOPED_XATTR, reason)
+
+
+def _require_bytes(transaction: FileTransaction, content: LatentFileContent, data: bytes) -> None:
+    """Make sure that *content* gives the bytes of the file that is to be kept as it.
+
+    Payloads and metadata may have been in the store before, and the chunks that are dropped now may
+    be all that is left of the file.  Takes a millisecond or two a megabyte.
+
+    Raises:
+        StoreCorruptError, CorruptPayloadError: it does not.
+    """
+    if latent_file_parts(transaction, content).put_together() != data:
+        raise StoreCorruptError(
+            f"payloads {content.payloads} and metadata blob {content.rest.hex()} give other bytes "
+            "than were written; run latentfs fsck"
+        )
 
 
 async def _packed(*blobs: bytes) -> dict[bytes, bytes]:

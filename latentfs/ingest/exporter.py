@@ -25,6 +25,10 @@ from latentfs.store.tables import CHUNK_BYTES
 __all__ = ["ExportItem", "Exporter", "export_plan"]
 
 _PARALLEL_FILES = 4
+_CHANGED = (
+    "it was written with other bytes than at import: another device or library version decodes or "
+    "encodes differently, or the store is damaged"
+)
 _WITHOUT_BYTES = {
     stat.S_IFIFO: "a FIFO",
     stat.S_IFSOCK: "a socket",
@@ -118,6 +122,8 @@ class Exporter:
         scheduler: renders the pictures; None where the plan has none.
         refuse: called with (path, reason) for what can't be copied.
         skip: called with (path, reason) for what has no bytes to copy.
+        tell_change: called with (path, reason) for pictures that were written, but with other bytes
+            than they had at import.
         on_done: called after each item.
     """
 
@@ -128,12 +134,14 @@ class Exporter:
         *,
         refuse: Callable[[str, str], None],
         skip: Callable[[str, str], None],
+        tell_change: Callable[[str, str], None],
         on_done: Callable[[], None],
     ) -> None:
         self._store = store
         self._scheduler = scheduler
         self._refuse = refuse
         self._skip = skip
+        self._tell_change = tell_change
         self._on_done = on_done
 
     async def run(self, plan: list[ExportItem]) -> None:
@@ -192,10 +200,12 @@ class Exporter:
         if self._scheduler is None:
             raise PathError("it became a picture meanwhile; export it again")
         rendition = await self._scheduler.render(job)
-        check_rendition(inode, job.recipe, rendition)
+        is_as_at_import = check_rendition(inode, job.recipe, rendition)
         await trio.to_thread.run_sync(
             write_file, item.place, inode, lambda file: file.write(rendition.data)
         )
+        if not is_as_at_import:
+            self._tell_change(item.source, _CHANGED)
 
 
 def _proven_link(inode: Inode) -> Inode:

@@ -221,18 +221,30 @@ class Snapshot:
         return None if value is None else int.from_bytes(value[:8], "big")
 
     def blob(self, blob: bytes) -> bytes | None:
-        """Return the metadata blob of that id, None where it is missing."""
+        """Return the metadata blob of that id, None where it is missing.
+
+        It is hashed each time, which takes about a millisecond a megabyte: other bytes than were
+        stored would become part of a picture, or of a latent file that is nowhere else.
+
+        Raises:
+            StoreCorruptError: it is damaged.
+        """
         value = self._get("metadata", tables.blob_key(blob))
         if value is None:
             return None
         try:
-            return zstandard.ZstdDecompressor().decompress(
+            data = zstandard.ZstdDecompressor().decompress(
                 value, max_output_size=_METADATA_BLOB_BYTES_MAX
             )
         except zstandard.ZstdError as error:
             raise StoreCorruptError(
                 f"metadata blob {blob.hex()} can't be decompressed ({error}); run latentfs fsck"
             ) from error
+        if blob_id(data) != blob:
+            raise StoreCorruptError(
+                f"metadata blob {blob.hex()} does not hash to its name; run latentfs fsck"
+            )
+        return data
 
     def blob_bytes(self, blob: bytes) -> int | None:
         """Return the length of `blob` without decompressing it."""

@@ -221,16 +221,24 @@ class Transaction(Snapshot):
         self._totals = self._totals.plus(payload_bytes=len(payload) - len(stored))
 
     def add_blob(self, data: bytes) -> bytes:
-        """Store a metadata blob unless it is there; return its id.
+        """Store a metadata blob unless it is stored intact; return its id.
 
-        Compressing it takes up to a second a megabyte, unless it is among *packed_blobs*.
+        Its reference count starts at 0, as that of a payload.  Compressing it takes up to a second
+        a megabyte, unless it is among *packed_blobs*.
         """
         blob = blob_id(data)
-        if self._get("metadata", tables.blob_key(blob)) is None:
+        if not self._has_intact_blob(blob):
             packed = self.packed_blobs.get(blob) or pack_blob(data)
             self._put("metadata", tables.blob_key(blob), packed)
+        if self._get("metadata", tables.blob_references_key(blob)) is None:
             self._put("metadata", tables.blob_references_key(blob), bytes(8))
         return blob
+
+    def _has_intact_blob(self, blob: bytes) -> bool:
+        try:
+            return self.blob(blob) is not None
+        except StoreCorruptError:
+            return False
 
     def _count_references(self, inode: Inode, change: int) -> None:
         for payload in inode.payloads:

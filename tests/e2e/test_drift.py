@@ -33,7 +33,12 @@ def test_drift(store, latents, tmp_path):
     )
     for drift in ("noise:0.001", "flat:0.3"):
         out = tmp_path / drift
-        spawn("export", store, "/", out, environment={ENVIRONMENT_VARIABLE: drift}).checked()
+        environment = {ENVIRONMENT_VARIABLE: drift}
+        result = spawn("export", store, "/", out, environment=environment).checked()
+        assert result.out == f"4 exported to {out}, 4 of them with other bytes, 0 failed\n"
+        assert set(result.refused("changed")) == {
+            f"{name}.{suffix}" for name in ("smooth", "noise") for suffix in ("png", "jpg")
+        }
         for path, inode in files_in(store).items():
             data = (out / path[1:]).read_bytes()
             assert len(data) == inode.size_bytes, (drift, path)

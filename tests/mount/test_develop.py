@@ -18,6 +18,9 @@ from mounts import Mount, latentfs, mounted, wait_until
 from PIL import Image
 
 from latentfs.images import jpeg, png
+from latentfs.store import tables
+from latentfs.store.snapshot import Decoders
+from latentfs.store.store import Store
 
 SHAPE = (1, 4, 16, 20)
 
@@ -96,6 +99,63 @@ def test_both_are_there_after_a_restart(store: Path, tmp_path: Path) -> None:
         assert [(mount.path / f"cat_{n}.png").read_bytes() for n in (1, 2)] == pictures
         assert mount.end() == 0
     assert latentfs("fsck", store).returncode == 0
+
+
+def _damage_metadata(store: Path) -> None:
+    """Flip a bit in what the store has of each latent file besides its latents."""
+    with Store.open(store, writable=True) as opened, opened.write_rows() as rows:
+        inodes = [Decoders.inode.decode(value) for _, value in rows.items("inodes")]
+        for file in (inode.latent_file for inode in inodes if inode.latent_file is not None):
+            stored = bytearray(rows.get("metadata", tables.blob_key(file.rest)) or b"")
+            stored[len(stored) // 2] ^= 2
+            rows.put("metadata", tables.blob_key(file.rest), bytes(stored))
+
+
+def _exchange_payloads(store: Path) -> None:
+    """Let the index lead from the two newest latents to each other's payloads."""
+    with Store.open(store, writable=True) as opened, opened.write_rows() as rows:
+        entries = [(bytes(key), bytes(value)) for key, value in rows.items("payload_index")]
+        (first, its_value), (second, value) = sorted(entries, key=lambda row: row[1])[-2:]
+        rows.put("payload_index", first, value)
+        rows.put("payload_index", second, its_value)
+
+
+def test_a_latent_file_mends_what_is_damaged_of_another(store: Path, tmp_path: Path) -> None:
+    source = _latent(tmp_path)
+    with mounted(store, tmp_path / "first") as mount:
+        shutil.copy(source, mount.path / "cat.latent")
+        _settle(mount, developed=1)
+        assert mount.end() == 0
+    _damage_metadata(store)
+    with mounted(store, tmp_path / "second") as mount:
+        with pytest.raises(OSError, match="Input/output error"):
+            (mount.path / "cat.latent").read_bytes()
+        shutil.copy(source, mount.path / "again.latent")
+        _settle(mount, developed=1)
+        assert mount.end() == 0
+    with mounted(store, tmp_path / "third") as mount:
+        for name in ("cat.latent", "again.latent"):
+            assert (mount.path / name).read_bytes() == source.read_bytes()
+
+
+def test_a_latent_file_stays_as_it_is_where_the_store_would_give_other_bytes(
+    store: Path, tmp_path: Path
+) -> None:
+    sources = [_latent(tmp_path, f"{seed}.latent", seed=seed) for seed in (1001, 1002)]
+    with mounted(store, tmp_path / "first") as mount:
+        for source in sources:
+            shutil.copy(source, mount.path / source.name)
+        _settle(mount, developed=2)
+        assert mount.end() == 0
+    _exchange_payloads(store)
+    with mounted(store, tmp_path / "second") as mount:
+        shutil.copy(sources[0], mount.path / "again.latent")
+        _settle(mount, undeveloped=1)
+        assert "run latentfs fsck" in _xattr(mount.path / "again.latent", "undeveloped")
+        assert not (mount.path / "again.png").exists()
+        assert mount.end() == 0
+    with mounted(store, tmp_path / "third") as mount:
+        assert (mount.path / "again.latent").read_bytes() == sources[0].read_bytes()
 
 
 @pytest.mark.skipif(shutil.which("rsync") is None, reason="rsync is not installed")

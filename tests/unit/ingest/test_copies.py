@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from store_contents import add_picture, picture_latent
 
+from latentfs.errors import CorruptPayloadError
 from latentfs.images import png
 from latentfs.images.parts import take_picture_apart
 from latentfs.ingest.copies import CopyFinder
@@ -110,6 +111,18 @@ async def test_a_picture_is_tried_once_however_often_it_is_copied(
         assert await finder.find(same) is not None
         assert await finder.find(other) is None
     assert scheduler.priorities == [Priority.IMPORT, Priority.IMPORT]
+
+
+async def test_a_picture_that_was_damaged_since_it_was_tried_is_not_copied_from(
+    store: Store, finder: CopyFinder
+) -> None:
+    data = _developed_picture(store, 1)
+    assert await finder.find(data) is not None
+    with store.write_rows() as rows:
+        key, value = next(iter(rows.items("payloads")))
+        rows.put("payloads", bytes(key), bytes(value)[:-1] + b"!")
+    with pytest.raises(CorruptPayloadError, match="payload"):
+        await finder.find(data)
 
 
 @pytest.mark.parametrize("chunks", [0, 2])

@@ -1,8 +1,10 @@
 """All of a store can be had without a mount, and none of it leads outside of the destination."""
 
+import hashlib
 import os
 import stat
 from pathlib import Path
+from typing import cast
 
 import msgspec
 import pytest
@@ -11,6 +13,9 @@ from store_damage import LATENT_A, NOISE, Damage, fill
 
 from latentfs.ingest.exporter import Exporter, export_plan
 from latentfs.latents.taken_apart import put_together
+from latentfs.render.job_queue import RenderJob, Rendition
+from latentfs.render.protocol import Rendered
+from latentfs.render.scheduler import Scheduler
 from latentfs.store import tables
 from latentfs.store.file_transaction import FileTransaction
 from latentfs.store.records import Inode
@@ -29,20 +34,42 @@ class Told:
     def __init__(self):
         self.refused: dict[str, str] = {}
         self.skipped: dict[str, str] = {}
+        self.changed: dict[str, str] = {}
         self.done = 0
 
     def finish_one(self):
         self.done += 1
 
 
-async def _exported(store: Store, source: str, out: Path) -> Told:
-    """Export what needs no render."""
+class SameScheduler:
+    """Renders every picture to the same bytes."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    async def render(self, job: RenderJob) -> Rendition:
+        report = Rendered(
+            number=1,
+            width=8,
+            height=8,
+            size_bytes=len(self._data),
+            sha256=hashlib.sha256(self._data).digest(),
+            encode_retries=0,
+            psnr_db=None,
+            stages_s={},
+        )
+        return Rendition(report, self._data)
+
+
+async def _exported(store: Store, source: str, out: Path, rendered: bytes | None = None) -> Told:
+    """Export what needs no render, or pictures that are rendered to *rendered*."""
     told = Told()
     exporter = Exporter(
         store,
-        None,
+        None if rendered is None else cast(Scheduler, SameScheduler(rendered)),
         refuse=told.refused.__setitem__,
         skip=told.skipped.__setitem__,
+        tell_change=told.changed.__setitem__,
         on_done=told.finish_one,
     )
     plan = export_plan(store, source, out, refuse=told.refused.__setitem__)
@@ -100,6 +127,18 @@ async def test_a_single_file_of_each_kind(store, tmp_path):
         assert (await _exported(store, f"/notes/{name}", out)).refused == {}
         assert (await _exported(store, f"/notes/{name}", tmp_path / "new" / name)).refused == {}
     assert _lines(out) == _lines(tmp_path / "new") == {"noise", "cat.latent", "link"}
+
+
+async def test_pictures_with_other_bytes_than_at_import_are_written_and_named(store, tmp_path):
+    data = b"p" * 1000  # add_picture makes all pictures of that size
+    sha256 = hashlib.sha256(data).digest()
+    Damage(store).change_content("/folder/b.png", rendition_sha256=sha256)
+    told = await _exported(store, "/folder", tmp_path / "out", data)
+    assert told.refused == {}
+    assert set(told.changed) == {"/folder/c.png"}
+    assert "other bytes than at import" in told.changed["/folder/c.png"]
+    for name in ("b.png", "c.png"):
+        assert (tmp_path / "out" / name).read_bytes() == data
 
 
 async def test_holes_stay_holes(store, tmp_path):
@@ -202,6 +241,7 @@ async def test_what_changes_after_the_plan(store, tmp_path):
         None,
         refuse=told.refused.__setitem__,
         skip=told.skipped.__setitem__,
+        tell_change=told.changed.__setitem__,
         on_done=told.finish_one,
     ).run(plan)
     assert (tmp_path / "out" / "noise").read_bytes() == NOISE + b"more"

@@ -4,6 +4,7 @@ import lmdb
 import msgspec
 import numpy as np
 import pytest
+import zstandard
 from store_contents import RECIPE, VAE, add_picture, picture_latent, problems, sized_payload
 
 from latentfs.errors import PathError, StoreCorruptError, VaeNotFoundError
@@ -175,6 +176,57 @@ def test_metadata_that_does_not_decompress(store):
         transaction._put("metadata", tables.blob_key(blob), b"noise")
     with store.read() as snapshot, pytest.raises(StoreCorruptError, match=blob.hex()):
         snapshot.blob(blob)
+
+
+def _flip_a_bit(store, blob):
+    """Damage a stored blob as a bad disk does; return what is stored then."""
+    with store.write_rows() as rows:
+        stored = bytearray(rows.get("metadata", tables.blob_key(blob)))
+        stored[stored.index(b"cat")] ^= 2
+        rows.put("metadata", tables.blob_key(blob), bytes(stored))
+    return bytes(stored)
+
+
+def test_metadata_with_a_flipped_bit_is_an_error_and_no_other_metadata(store):
+    with store.write() as transaction:
+        blob = transaction.add_blob(b"a cat on a mat")
+    assert zstandard.decompress(_flip_a_bit(store, blob)) == b"a aat on a mat"
+    with store.read() as snapshot, pytest.raises(StoreCorruptError, match=blob.hex()):
+        snapshot.blob(blob)
+
+
+def test_storing_metadata_again_repairs_it_and_keeps_its_references(store):
+    with store.write() as transaction:
+        add_picture(transaction, ROOT, b"a.png", picture_latent(1), chunks=(b"a cat on a mat",))
+    blob = blob_id(b"a cat on a mat")
+    _flip_a_bit(store, blob)
+    with store.write() as transaction:
+        add_picture(transaction, ROOT, b"b.png", picture_latent(2), chunks=(b"a cat on a mat",))
+    with store.read() as snapshot:
+        assert snapshot.blob(blob) == b"a cat on a mat"
+        assert dict(snapshot.blobs()) == {blob: 2}
+    assert problems(store) == []
+
+
+def test_storing_metadata_again_repairs_what_is_lost_of_it(store):
+    with store.write() as transaction:
+        add_picture(transaction, ROOT, b"a.png", picture_latent(1), chunks=(b"prompt",))
+        transaction._rows.delete("metadata", tables.blob_key(blob_id(b"prompt")))
+    with store.write() as transaction:
+        assert transaction.add_blob(b"prompt") == blob_id(b"prompt")
+    assert problems(store) == []
+
+
+def test_intact_metadata_is_not_written_again(store):
+    """Whatever version of zstd compressed it."""
+    data = b"a cat on a mat" * 100
+    blob = blob_id(data)
+    other_frame = zstandard.ZstdCompressor(level=1).compress(data)
+    with store.write() as transaction:
+        transaction.add_blob(data)
+        transaction._put("metadata", tables.blob_key(blob), other_frame)
+        transaction.add_blob(data)
+        assert transaction._get("metadata", tables.blob_key(blob)) == other_frame
 
 
 # Names and folders
