@@ -104,33 +104,24 @@ class Store:
 
         Raises:
             StoreExistsError: something is there.
+            StoreLockedError: another process makes one there now.
             StoreFullError: the disk is full; what was made is removed again.
         """
-        if path.is_dir() and not any(path.iterdir()):
-            made_directory = False
-        elif path.exists() or path.is_symlink():
-            what = "a store" if (path / SETTINGS_NAME).exists() else "something"
-            raise StoreExistsError(f"there is {what} at {path} already; choose another path")
-        else:
-            made_directory = True
+        use, made_directory = _claimed_folder(path)
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            return cls._create_in(path)
+            return cls._create_in(path, use)
         except BaseException as error:
-            full = isinstance(error, (OSError, lmdb.Error)) and is_full_disk(error, path)
+            told = _not_made(path, error) if isinstance(error, (OSError, lmdb.Error)) else None
             _remove_half_made(path, also_directory=made_directory)
-            if full:
-                raise StoreFullError(f"no space left to make a store at {path}") from error
-            if isinstance(error, (OSError, lmdb.Error)):
-                reason = getattr(error, "strerror", None) or str(error)
-                raise StoreError(f"can't make a store at {path}: {reason}") from error
+            use.release()
+            if told is not None:
+                raise told from error
             raise
 
     @classmethod
-    def _create_in(cls, path: Path) -> Store:
+    def _create_in(cls, path: Path, use: UseLock) -> Store:
         (path / "lmdb").mkdir()
         (path / "vae").mkdir()
-        use = UseLock(path)
         env = _open_environment(path, writable=True, create=True)
         try:
             store = cls(path, env, use, create=True)
@@ -147,7 +138,6 @@ class Store:
             sync_directory(path.parent)
         except BaseException:
             env.close()
-            use.release()
             raise
         return store
 
@@ -498,6 +488,49 @@ def _newer(what: str, version: int, known: int, path: Path) -> StoreVersionError
         f"the store {path} has {what} version {version}, this latentfs knows versions up to "
         f"{known}; use a newer latentfs"
     )
+
+
+def _claimed_folder(path: Path) -> tuple[UseLock, bool]:
+    """Return the lock on the empty folder of a new store, and whether this has made the folder.
+
+    Of all that find it empty one gets the lock.  So whatever is in it later was made by that one,
+    which may remove it again.
+    """
+    try:
+        made = _make_directory(path)
+        use = UseLock(path, alone=True)
+        try:
+            _require_empty(path)
+            use.share()
+        except BaseException:
+            use.release()
+            raise
+    except OSError as error:
+        raise _not_made(path, error) from error
+    return use, made
+
+
+def _make_directory(path: Path) -> bool:
+    """Make the folder of a new store; return False where there is an empty one."""
+    try:
+        path.mkdir(parents=True)
+    except FileExistsError:
+        _require_empty(path)
+        return False
+    return True
+
+
+def _require_empty(path: Path) -> None:
+    if not path.is_dir() or any(path.iterdir()):
+        what = "a store" if (path / SETTINGS_NAME).exists() else "something"
+        raise StoreExistsError(f"there is {what} at {path} already; choose another path")
+
+
+def _not_made(path: Path, error: OSError | lmdb.Error) -> StoreError:
+    if is_full_disk(error, path):
+        return StoreFullError(f"no space left to make a store at {path}")
+    reason = getattr(error, "strerror", None) or str(error)
+    return StoreError(f"can't make a store at {path}: {reason}")
 
 
 def _remove_half_made(path: Path, *, also_directory: bool) -> None:

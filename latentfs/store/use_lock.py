@@ -22,21 +22,36 @@ class UseLock:
     name any more.  So whoever replaces it must be alone.
     """
 
-    def __init__(self, store_path: Path) -> None:
-        """Take the lock, shared, without waiting.
+    def __init__(self, store_path: Path, *, alone: bool = False) -> None:
+        """Take the lock, shared or *alone*, as to make a store there, without waiting.
 
         Raises:
-            StoreLockedError: another process is replacing the database.
+            StoreLockedError: another process is replacing the database, or, with *alone*, uses
+                the directory or has removed it meanwhile.
             OSError: the directory can't be opened.
         """
         self._path = store_path
         self._fd = os.open(store_path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        if not self._try(fcntl.LOCK_SH):
+        taken = self._try(fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        if not taken or (alone and not self._is_in_place()):
             os.close(self._fd)
             raise StoreLockedError(
-                f"the store {store_path} is being compacted by latentfs gc; try again when that "
-                "has ended"
+                f"another process is making a store at {store_path}; let it end and try again"
+                if alone
+                else f"the store {store_path} is being compacted by latentfs gc; try again when "
+                "that has ended"
             )
+
+    def _is_in_place(self) -> bool:
+        """Whether the directory is still what its path leads to."""
+        try:
+            return os.path.samestat(os.stat(self._path), os.fstat(self._fd))
+        except FileNotFoundError:
+            return False
+
+    def share(self) -> None:
+        """Let others open the store, having taken the lock alone."""
+        fcntl.flock(self._fd, fcntl.LOCK_SH)
 
     def become_sole_user(self) -> None:
         """Wait a moment until no other has the store open; nobody can open it from then on.

@@ -1,12 +1,14 @@
 """Stores are made whole or not at all, and opened only if this latentfs knows what is in them."""
 
 import errno
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import lmdb
 import msgspec
@@ -18,6 +20,7 @@ from latentfs.errors import (
     StoreError,
     StoreExistsError,
     StoreFullError,
+    StoreLockedError,
     StoreNotFoundError,
     StoreVersionError,
 )
@@ -151,6 +154,52 @@ def test_a_half_made_store_is_removed(
     assert list(tmp_path.rglob("*")) == ([path] if in_empty_folder else [])
     monkeypatch.undo()
     Store.create(path).close()  # the LMDB environment was closed too
+
+
+@pytest.mark.parametrize("step", ["art.lfs", "lmdb"])
+@pytest.mark.parametrize("in_empty_folder", [False, True])
+def test_of_two_that_are_made_at_once_one_stays(tmp_path, monkeypatch, step, in_empty_folder):
+    """The other comes when the first has seen that nothing is there, or has made the folder."""
+    path = tmp_path / "art.lfs"
+    if in_empty_folder:
+        path.mkdir()
+    mkdir, refused = Path.mkdir, []
+
+    def make_another_first(self, *args, **kwargs):
+        if self.name == step:
+            monkeypatch.undo()
+            try:
+                Store.create(path).close()
+            except StoreError as error:
+                refused.append(error)
+        mkdir(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", make_another_first)
+    try:
+        Store.create(path).close()
+    except StoreError as error:
+        refused.append(error)
+    assert len(refused) == 1
+    assert type(refused[0]) in (StoreExistsError, StoreLockedError)
+    with Store.open(path) as store:
+        assert problems(store) == []
+
+
+def test_a_folder_that_another_has_removed_meanwhile_is_no_place_for_a_store(tmp_path, monkeypatch):
+    """As one does that could not make its store; yet another may have made one there since."""
+    path = tmp_path / "art.lfs"
+
+    def lock_in_vain(fd, operation):
+        monkeypatch.undo()
+        path.rmdir()
+        Store.create(path).close()
+        fcntl.flock(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", lock_in_vain)
+    with pytest.raises(StoreLockedError, match="another process"):
+        Store.create(path)
+    with Store.open(path) as store:
+        assert problems(store) == []
 
 
 def test_folders_that_cannot_be_made(tmp_path):
