@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -45,10 +46,14 @@ def _free_ports(count: int) -> list[int]:
         return ports
 
 
-def _replaced(text: str, old: str, new: str) -> str:
-    if old not in text:
-        raise click.ClickException(f"latentfs.conf has no {old!r}, which is to be replaced")
-    return text.replace(old, new)
+def _replaced(text: str, changes: dict[str, str]) -> str:
+    """Make all changes at once: what one puts there is not what another replaces."""
+    for old in changes:
+        if old not in text:
+            raise click.ClickException(f"latentfs.conf has no {old!r}, which is to be replaced")
+    # Of two that begin alike, the longer one.
+    olds = sorted(changes, key=len, reverse=True)
+    return re.sub("|".join(map(re.escape, olds)), lambda found: changes[found[0]], text)
 
 
 def _quoted(path: Path) -> str:
@@ -68,14 +73,14 @@ class ExampleNginx:
     """
 
     def __init__(self, folder: Path, files: Path, *, changes: dict[str, str] | None = None) -> None:
-        """Write the configuration; *changes* are made to its text besides."""
+        """Write the configuration; *changes* are made to the text of the example besides."""
         self.folder = folder.absolute()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.port, check_port = _free_ports(2)
         text = (_EXAMPLE / "latentfs.conf").read_text()
         place = _quoted(self.folder)
         temporary = "\n".join(f"    {name}_temp_path {place}/{name};" for name in _TEMPORARY)
-        for old, new in {
+        own = {
             "user www-data;": "user root;" if os.geteuid() == 0 else "",
             "/run/nginx.pid": f"{place}/nginx.pid",
             "http {": f"http {{\n{temporary}",
@@ -85,9 +90,8 @@ class ExampleNginx:
             "/srv/art": _quoted(files.absolute()),
             "listen 80;": f"listen 127.0.0.1:{self.port};",
             "127.0.0.1:8079": f"127.0.0.1:{check_port}",
-            **(changes or {}),
-        }.items():
-            text = _replaced(text, old, new)
+        }
+        text = _replaced(text, {**own, **(changes or {})})
         (self.folder / "nginx.conf").write_text(text)
 
     @property

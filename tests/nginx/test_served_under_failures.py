@@ -185,7 +185,7 @@ async def test_errors_end_soon_after_a_killed_daemon_and_no_answer_is_wrong(
     shutil.copytree(web_store, store, ignore=shutil.ignore_patterns("*.sock", "lock.mdb"))
     mountpoint.mkdir(mode=0o700)
     is_root = os.geteuid() == 0
-    changes = {"user root;": "user nobody nogroup;"} if is_root else {}
+    changes = {"user www-data;": "user nobody nogroup;"} if is_root else {}
     outcomes: list[tuple[float, str]] = []
     mounted_s, enough = math.inf, trio.Event()
     with contextlib.ExitStack() as stack:
