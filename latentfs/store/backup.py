@@ -18,7 +18,14 @@ from latentfs.errors import (
 )
 from latentfs.store.records import Totals, VaeRecord
 from latentfs.store.snapshot import Snapshot
-from latentfs.store.store import SETTINGS_NAME, Store, is_full_disk, rows_of_copy, sync_directory
+from latentfs.store.store import (
+    PRIVATE_MODE,
+    SETTINGS_NAME,
+    Store,
+    is_full_disk,
+    rows_of_copy,
+    sync_directory,
+)
 from latentfs.store.vae_files import file_in, vae_folder, verify
 
 __all__ = ["Backup", "back_up"]
@@ -44,8 +51,9 @@ class Backup:
 def back_up(store: Store, target: Path) -> Backup:
     """Copy *store*, as it is on disk now, to the new folder *target*, on disk when this returns.
 
-    The mark ``latentfs.toml`` is written last: half a copy is not taken for a store, and is
-    removed unless this process is killed.  Changes go on meanwhile and wait for nothing.
+    The folder is for its owner alone, whatever the mode of the store's.  The mark
+    ``latentfs.toml`` is written last: half a copy is not taken for a store, and is removed unless
+    this process is killed.  Changes go on meanwhile and wait for nothing.
 
     Raises:
         StoreExistsError: something is at *target*.
@@ -57,7 +65,7 @@ def back_up(store: Store, target: Path) -> Backup:
     if target.resolve().is_relative_to(store.path.resolve()):
         raise InvalidArgumentError(f"{target} is in the store {store.path}; choose another path")
     try:
-        target.mkdir(parents=True)
+        target.mkdir(PRIVATE_MODE, parents=True)
         try:
             return _copy(store, target)
         except BaseException:

@@ -46,12 +46,21 @@ from latentfs.store.transaction import Transaction
 from latentfs.store.use_lock import UseLock
 from latentfs.store.writer_lock import WriterLock
 
-__all__ = ["FORMAT_VERSION", "SETTINGS_NAME", "Store", "StoreStatistics", "rows_of_copy"]
+__all__ = [
+    "FORMAT_VERSION",
+    "PRIVATE_MODE",
+    "SETTINGS_NAME",
+    "Store",
+    "StoreStatistics",
+    "rows_of_copy",
+]
 
 log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 SETTINGS_NAME = "latentfs.toml"
+# Of a new store's folder: the database holds the bytes of files that a mount shows to some only.
+PRIVATE_MODE = 0o700
 # Only address space: the file grows by what is written.  Large enough never to be reached.
 _MAP_BYTES = 4 << 40
 _READERS_MAX = 512
@@ -100,7 +109,8 @@ class Store:
     def create(cls, path: Path) -> Store:
         """Make a new, empty store at *path*, which must not exist or be an empty directory.
 
-        The mark ``latentfs.toml`` is written last: a half-made store is not taken for one.
+        A directory that is made is for its owner alone; one that is there keeps its mode.  The mark
+        ``latentfs.toml`` is written last: a half-made store is not taken for one.
 
         Raises:
             StoreExistsError: something is there.
@@ -513,7 +523,7 @@ def _claimed_folder(path: Path) -> tuple[UseLock, bool]:
 def _make_directory(path: Path) -> bool:
     """Make the folder of a new store; return False where there is an empty one."""
     try:
-        path.mkdir(parents=True)
+        path.mkdir(PRIVATE_MODE, parents=True)
     except FileExistsError:
         _require_empty(path)
         return False

@@ -34,6 +34,7 @@ def test_the_copy_is_the_same_store(store, tmp_path):
         assert problems(copy) == []
         with copy.write() as transaction:
             add_picture(transaction, tables.ROOT_INO, b"new.png", picture_latent(9))
+    assert target.stat().st_mode & 0o777 == 0o700
     names = {path.name for path in target.iterdir()}
     assert names == {"latentfs.toml", "lmdb", "vae", "writer.lock"}
 

@@ -105,8 +105,16 @@ def test_a_new_store_is_empty_and_sound(tmp_path):
 
 
 def test_an_empty_folder_becomes_a_store(tmp_path):
+    tmp_path.chmod(0o750)
     Store.create(tmp_path).close()
     Store.open(tmp_path).close()
+    assert tmp_path.stat().st_mode & 0o777 == 0o750
+
+
+def test_a_new_folder_is_for_its_owner_alone(tmp_path):
+    """Others could read in it what files of a mount say that have the mode 0600."""
+    Store.create(tmp_path / "new" / "art.lfs").close()
+    assert (tmp_path / "new" / "art.lfs").stat().st_mode & 0o777 == 0o700
 
 
 @pytest.mark.parametrize("kind", ["store", "folder", "file", "dangling symlink"])
