@@ -74,6 +74,9 @@ _OPENING_S = 120.0
 _OPENING_MAX_S = 600.0
 _OPENING_TOLD_EVERY_S = 30.0
 _ENDING_S = 60.0
+# At SIGTERM: for what a renderer has, and then for readers to fetch the bytes.
+_DRAIN_S = 2.0
+_ANSWERS_S = 0.3
 # A self-read that waits behind readers may take as long as they do, and this much more.
 _LATE_AFTER_S = 20.0
 
@@ -149,6 +152,7 @@ class _Daemon:
         self._is_serving = False
         self._hangup = trio.Event()
         self._told_to_end = trio.Event()
+        self._draining = trio.CancelScope()
 
     async def run(self) -> None:
         # From before the mount on: a signal that came without it would leave a dead one behind.
@@ -322,6 +326,8 @@ class _Daemon:
                 self._hangup.set()
                 continue
             log.info("%s: unmounting %s", signal.Signals(number).name, self._mountpoint)
+            if self._told_to_end.is_set():
+                self._draining.cancel()
             self._notifier.stopping()
             self._notifier.extend_timeout(_ENDING_S)
             self._told_to_end.set()
@@ -329,9 +335,16 @@ class _Daemon:
                 self._opening.cancel()
 
     async def _end_when_told(self, parts: MountParts) -> None:
+        """End the mount: readers whose picture a renderer has get it, unless it takes too long.
+
+        A second signal cancels that: all who still wait get an error at once.
+        """
         await self._told_to_end.wait()
         parts.store.stop_waiting()
-        parts.renditions.abort()
+        with self._draining:
+            if await parts.renditions.drain(_DRAIN_S):
+                # The rest of a file is asked for when its first bytes have come.
+                await trio.sleep(_ANSWERS_S)
         pyfuse3.terminate()
 
     async def _reload_when_told(self, live: LiveSettings) -> None:

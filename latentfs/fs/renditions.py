@@ -96,6 +96,7 @@ class _Flight:
         waiting: reads that wait for it.
         order: once it is queued with the scheduler.
         parked: entered while the first reader has too many renders queued.
+        scope: entered while it goes on; cancelled, it ends as the file system does.
         begun_by: ``read`` or ``prefetch``.
         stages_s: seconds by stage, as far as it has come.
     """
@@ -107,6 +108,7 @@ class _Flight:
     outcome: bytes | LatentfsError | None = None
     order: Order | None = None
     parked: trio.CancelScope = field(default_factory=trio.CancelScope)
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     begun_by: str = "read"
     stages_s: dict[str, float] = field(default_factory=dict)
 
@@ -121,6 +123,10 @@ class _Flight:
 
     def is_wanted(self) -> bool:
         return self.waiting > 0 or self.is_ahead()
+
+    def is_due(self) -> bool:
+        """Whether a renderer has it, and readers wait for it."""
+        return self.stage == "renderer" and self.waiting > 0
 
 
 class _ReaderLimits:
@@ -175,7 +181,7 @@ class Renditions:
         self._flights: dict[Hashable, _Flight] = {}
         self._limits = _ReaderLimits()
         self._flown: deque[Flown] = deque(maxlen=_FLOWN_KEPT)
-        self._aborted = False
+        self._is_ending = False
         self._shared_total = 0
         self._given_up_total = 0
         self._prefetched_total = 0
@@ -197,9 +203,31 @@ class Renditions:
         """Return the last 1024 finished renders, oldest first."""
         return list(self._flown)
 
+    async def drain(self, wait_s: float) -> int:
+        """Let renders that a renderer has finish, for *wait_s* at most, then :meth:`abort`.
+
+        Only what readers wait for; all else ends now, and no more is begun.  Readers that come
+        meanwhile may join, and have what is in the cache.  If cancelled, nothing is waited for.
+
+        Returns:
+            the number of renders that were waited for.
+        """
+        self._is_ending = True
+        due = [flight for flight in self._flights.values() if flight.is_due()]
+        for flight in self._flights.values():
+            if flight not in due:
+                flight.scope.cancel()
+        try:
+            with trio.move_on_after(wait_s):
+                for flight in due:
+                    await flight.done.wait()
+        finally:
+            self.abort()
+        return len(due)
+
     def abort(self) -> None:
-        """Fail all reads that wait, now and later: the file system is being unmounted."""
-        self._aborted = True
+        """Fail all reads that wait for a render, now and later: the mount ends."""
+        self._is_ending = True
         self._nursery.cancel_scope.cancel()
 
     async def get(
@@ -213,8 +241,6 @@ class Renditions:
             RenderTimeoutError: the deadline passed.
             RenderError, StoreError, LatentError: it can't be rendered.
         """
-        if self._aborted:
-            raise RenderError(_UNMOUNTING)
         trail = ReadTrail() if trail is None else trail
         picture = _cached(inode)
         joins_render = picture.key in self._flights
@@ -250,7 +276,7 @@ class Renditions:
         """Render a file ahead of any read, when nothing else is to be done, while *is_ahead*."""
         picture = _cached(inode)
         is_held = self._cache.pixels(picture.key) is not None
-        if self._aborted or picture.key in self._flights or is_held:
+        if self._is_ending or picture.key in self._flights or is_held:
             return
         self._prefetched_total += 1
         self._start(picture, ino, inode, _Flight(None, is_ahead, begun_by="prefetch"))
@@ -261,6 +287,8 @@ class Renditions:
         """Join the flight of *picture*, or start it, and wait for how it ends."""
         flight = self._flights.get(picture.key)
         if flight is None:
+            if self._is_ending:
+                raise RenderError(_UNMOUNTING)
             flight = self._start(picture, ino, inode, _Flight(reader))
         else:
             self._join(flight, reader)
@@ -295,8 +323,9 @@ class Renditions:
 
     async def _fly(self, picture: CachedPicture, ino: int, inode: Inode, flight: _Flight) -> None:
         try:
-            flight.outcome = data = await self._render(picture, ino, inode, flight)
-            self._cache.keep_pixels(picture, data, held_bytes=sys.getsizeof(data))
+            with flight.scope:
+                flight.outcome = data = await self._render(picture, ino, inode, flight)
+                self._cache.keep_pixels(picture, data, held_bytes=sys.getsizeof(data))
         except LatentfsError as error:
             flight.outcome = error
         except Exception as error:

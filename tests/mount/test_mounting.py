@@ -168,6 +168,41 @@ def test_a_signal_ends_it_while_a_read_waits(mount: Mount) -> None:
     assert errors[0].errno in (errno.EIO, errno.ENOTCONN)
 
 
+def test_a_signal_leaves_a_renderer_time_to_finish_what_it_has(mount: Mount) -> None:
+    path = mount.path / "pictures" / "000.png"
+    size_bytes = path.stat().st_size
+    renderer = mount.wait_for_renderer()
+    stop_process(renderer)
+    read: list[bytes] = []
+    reader = threading.Thread(target=lambda: read.append(path.read_bytes()))
+    reader.start()
+    wait_until(lambda: mount.status()["renders_in_flight"] == 1, "the renderer has it")
+    mount.process.terminate()
+    wait_until(lambda: "unmounting" in mount.log, "the daemon has seen the signal")
+    os.kill(renderer, signal.SIGCONT)
+    assert mount.process.wait(timeout=30) == 0, mount.log
+    reader.join(timeout=30)
+    assert [len(data) for data in read] == [size_bytes]
+
+
+def test_a_second_signal_ends_it_at_once(mount: Mount) -> None:
+    stop_process(mount.wait_for_renderer())
+    reader = threading.Thread(target=_read_anyway, args=[mount.path / "pictures" / "000.png"])
+    reader.start()
+    wait_until(lambda: mount.status()["renders_in_flight"] == 1, "the renderer has it")
+    signalled_s = time.monotonic()
+    mount.process.terminate()
+    wait_until(lambda: "unmounting" in mount.log, "the daemon has seen the signal")
+    assert mount.end() == 0, mount.log
+    assert time.monotonic() - signalled_s < 2
+    reader.join(timeout=30)
+
+
+def _read_anyway(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.read_bytes()
+
+
 def test_a_signal_ends_it_while_another_process_changes_the_store(mount: Mount) -> None:
     orphan = os.open(mount.path / "orphan", os.O_RDWR | os.O_CREAT)
     (mount.path / "orphan").unlink()

@@ -373,6 +373,70 @@ async def test_abort_answers_those_who_wait_and_nothing_else(
         assert trio.current_effective_deadline() == math.inf
 
 
+async def test_at_the_end_readers_get_what_a_renderer_has_already_and_nothing_else_is_begun(
+    store: Store, inode: Inode, autojump_clock: trio.testing.MockClock
+) -> None:
+    scheduler = SlowScheduler(seconds=2)
+    queued, ahead, new = (msgspec.structs.replace(inode, size_bytes=size) for size in (71, 72, 73))
+    ended: dict[str, tuple[object, float]] = {}
+
+    async def read(name: str, one: Inode) -> None:
+        outcome: object
+        try:
+            outcome = await renditions.get(2, one, READER)
+        except RenderError as error:
+            outcome = str(error)
+        ended[name] = outcome, trio.current_time() - start_s
+
+    async with opened(store, scheduler) as renditions, trio.open_nursery() as nursery:
+        start_s = trio.current_time()
+        nursery.start_soon(read, "sent", inode)
+        nursery.start_soon(read, "queued", queued)
+        renditions.prefetch(2, ahead, lambda: True)
+        await trio.sleep(1)
+        for order in scheduler.orders:
+            order.sent_s = None if order.job.request.size_bytes == 71 else 0.5
+        nursery.start_soon(renditions.drain, 3.0)
+        await trio.sleep(0.5)
+        nursery.start_soon(read, "new", new)
+        nursery.start_soon(read, "joins", inode)
+        renditions.prefetch(2, new, lambda: True)
+        await trio.sleep(0.6)
+        await read("cached", inode)
+    refused = "the file system is being unmounted"
+    assert {name: (outcome, round(end_s, 1)) for name, (outcome, end_s) in ended.items()} == {
+        "sent": (DATA, 2.0),
+        "queued": (refused, 1.0),
+        "new": (refused, 1.5),
+        "joins": (DATA, 2.0),
+        "cached": (DATA, 2.1),
+    }
+    assert scheduler.renders == 3
+
+
+@pytest.mark.parametrize(("seconds", "ends_after_s"), [(1.0, 1.0), (9.0, 2.0)])
+async def test_the_end_waits_for_renders_only_so_long(
+    store: Store,
+    inode: Inode,
+    autojump_clock: trio.testing.MockClock,
+    seconds: float,
+    ends_after_s: float,
+) -> None:
+    scheduler = SlowScheduler(seconds=seconds)
+    async with opened(store, scheduler) as renditions, trio.open_nursery() as nursery:
+
+        async def read() -> None:
+            with contextlib.suppress(RenderError):
+                await renditions.get(2, inode, READER)
+
+        nursery.start_soon(read)
+        await trio.testing.wait_all_tasks_blocked()
+        scheduler.orders[0].sent_s = 0.0
+        start_s = trio.current_time()
+        assert await renditions.drain(2.0) == 1
+        assert trio.current_time() - start_s == pytest.approx(ends_after_s, abs=0.1)
+
+
 async def test_a_reader_that_joins_a_flight_as_it_is_dropped_starts_another(
     store: Store, inode: Inode, autojump_clock: trio.testing.MockClock
 ) -> None:
