@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from latentfs.errors import StoreLockedError
+from latentfs.store.owned_files import open_file
 
 __all__ = ["DaemonLock"]
 
@@ -45,7 +46,7 @@ class DaemonLock:
             self.release()
 
     def _acquire(self, use: str) -> None:
-        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fd = open_file(self._path)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -39,6 +39,7 @@ from latentfs.errors import (
     StoreVersionError,
 )
 from latentfs.store import chunks, tables
+from latentfs.store.owned_files import make_file
 from latentfs.store.records import Totals
 from latentfs.store.rows import Layer, StoredRows
 from latentfs.store.snapshot import Snapshot
@@ -430,7 +431,7 @@ def _reserve_lock_file(path: Path) -> None:
     An existing one is left alone, as closing a descriptor of it drops this process's locks on it.
     """
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        fd = make_file(path)
     except (FileExistsError, PermissionError):
         return
     except OSError as error:

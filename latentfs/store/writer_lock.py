@@ -6,6 +6,8 @@ import fcntl
 import os
 from pathlib import Path
 
+from latentfs.store.owned_files import open_file
+
 __all__ = ["WriterLock"]
 
 _NAME = "writer.lock"
@@ -39,7 +41,7 @@ class WriterLock:
         self._acquire(fcntl.LOCK_EX)
 
     def _acquire(self, operation: int) -> bool:
-        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fd = open_file(self._path)
         try:
             fcntl.flock(fd, operation)
         except BlockingIOError:
