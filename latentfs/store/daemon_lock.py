@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from latentfs.errors import StoreLockedError
 from latentfs.store.owned_files import open_file
 
 __all__ = ["DaemonLock"]
+
+_LOOK_S = 0.2
+_POLL_S = 0.005
 
 
 class DaemonLock:
@@ -25,7 +29,7 @@ class DaemonLock:
         self._fd: int | None = None
 
     def acquire(self, *, mountpoint: Path) -> None:
-        """Take the lock without waiting, as the daemon of *mountpoint*.
+        """Take the lock, as the daemon of *mountpoint*; waits for no other daemon.
 
         Raises:
             StoreLockedError: another daemon has the store mounted, or a command keeps it unmounted.
@@ -47,12 +51,10 @@ class DaemonLock:
 
     def _acquire(self, use: str) -> None:
         fd = open_file(self._path)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _taken_soon(fd):
             holder = os.read(fd, 4096).decode("utf-8", "replace").strip() or "another process"
             os.close(fd)
-            raise StoreLockedError(self._refusal(holder)) from None
+            raise StoreLockedError(self._refusal(holder))
         self._fd = fd
         holder = f"process {os.getpid()}, {use}\n"
         with contextlib.suppress(OSError):  # a full disk: only messages are poorer for it
@@ -86,3 +88,17 @@ class DaemonLock:
             os.ftruncate(self._fd, 0)
             os.close(self._fd)
             self._fd = None
+
+
+def _taken_soon(fd: int) -> bool:
+    """Take the lock; try for longer than others hold it who only look whether it is taken."""
+    end_s = time.monotonic() + _LOOK_S
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end_s:
+                return False
+            time.sleep(_POLL_S)
+        else:
+            return True

@@ -1,8 +1,10 @@
 """One daemon a store, for as long as it lives and no longer."""
 
+import fcntl
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,34 @@ def test_release(tmp_path):
     assert not second.held_elsewhere()
     second.acquire(mountpoint=Path("/b"))
     second.release()
+
+
+def test_a_look_at_the_lock_keeps_no_daemon_from_taking_it(tmp_path):
+    """As of latentfs status, which holds it for a moment."""
+    lock = DaemonLock(tmp_path)
+    lock.acquire(mountpoint=Path("/a"))
+    lock.release()
+    fd = os.open(tmp_path / "daemon.lock", os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_SH)
+    look = threading.Timer(0.05, os.close, [fd])
+    look.start()
+    lock.acquire(mountpoint=Path("/b"))
+    look.join()
+    lock.release()
+
+
+def test_who_holds_it_is_told_though_it_took_the_lock_only_just_now(tmp_path):
+    """It may not have said who it is yet."""
+    first, second = DaemonLock(tmp_path), DaemonLock(tmp_path)
+    first.acquire(mountpoint=Path("/a"))
+    text = (tmp_path / "daemon.lock").read_text()
+    (tmp_path / "daemon.lock").write_text("")
+    said = threading.Timer(0.05, (tmp_path / "daemon.lock").write_text, [text])
+    said.start()
+    with pytest.raises(StoreLockedError, match="mounted on /a"):
+        second.acquire(mountpoint=Path("/b"))
+    said.join()
+    first.release()
 
 
 def test_a_full_disk_does_not_keep_the_lock_from_being_taken(tmp_path, monkeypatch):
