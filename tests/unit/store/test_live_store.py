@@ -741,6 +741,22 @@ async def test_an_orphan_that_can_not_be_removed_does_not_prevent_a_mount(
     store.apply(repair)
 
 
+async def test_orphans_do_not_wait_one_by_one_for_another_process(store, autojump_clock, caplog):
+    damage, repair = Layer(), Layer()
+    for ino in (77, 78, 79):
+        damage.put("catalog", tables.orphan_key(ino), b"")
+        repair.put("catalog", tables.orphan_key(ino), None)
+    store.apply(damage)
+    other = WriterLock(store.path)
+    other.acquire()
+    start_s = trio.current_time()
+    async with open_live_store(store, writable=True):
+        assert trio.current_time() - start_s < 70
+        other.release()
+    assert "3 files without links are left to the next mount" in caplog.text
+    store.apply(repair)
+
+
 # Everything at once
 
 
