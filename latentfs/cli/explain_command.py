@@ -10,13 +10,15 @@ from datetime import datetime
 from typing import Any
 
 import click
+import msgspec
 
-from latentfs.cli.arguments import shown_bytes
+from latentfs.cli.arguments import counted, shown_bytes
 from latentfs.cli.output import one_line
 from latentfs.cli.places import FilePlace, file_place, silence
 from latentfs.errors import LatentfsError, PathError
 from latentfs.fs.control import ask_daemon
 from latentfs.fs.explanation import find_ino, stored_facts
+from latentfs.latents.scaling import Step
 from latentfs.store.snapshot import Snapshot
 from latentfs.store.store import Store
 from latentfs.store.tables import ROOT_INO
@@ -29,8 +31,8 @@ _ON_DISK_POLL_S = 0.1
 _TIERS = {
     "pixels": "the daemon's cache, with the finished file",
     "latent": "a render, of the latent in the daemon's cache",
-    "miss": "a render, of what the store has",
-    "shared": "a render that is going on already",
+    "miss": "a render, of the payload in the store",
+    "shared": "a render that is already running",
     "bytes": "the store, byte for byte",
     "latent_file": "the store, put together from its payloads",
 }
@@ -44,10 +46,10 @@ _TIERS = {
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @click.option("--json", "as_json", is_flag=True, help="As a JSON list, for programs.")
 def command(files: tuple[str, ...], as_json: bool) -> int:
-    """Say what each FILE is made of, what it takes, and what would answer a read of it now.
+    """Show what each FILE is made of, what it takes, and what would answer a read of it now.
 
     FILE is a path in a mount, or STORE:/path for one in a store.  Nothing is rendered.  Exits with
-    1 when a file could not be found or its records are damaged.
+    1 if a file could not be found or its records are damaged.
     """
     explained, failed = [], 0
     for file in files:
@@ -168,17 +170,22 @@ def _recipe(recipe: dict[str, Any] | None) -> str:
     words += [name for name in ("tiled", "compiled") if recipe[name]]
     if recipe["widened_from"]:
         words.append(f"widened from {recipe['widened_from']}")
-    steps = (
-        " ".join(f"{step['operation']} {step['number']:g}" for step in recipe["scaling"]) or "none"
-    )
-    return f"{', '.join(words)}, scaling {steps} in {recipe['scaling_dtype']}"
+    return f"{', '.join(words)}, {_scaling(recipe)}"
+
+
+def _scaling(recipe: dict[str, Any]) -> str:
+    steps = msgspec.convert(recipe["scaling"], tuple[Step, ...])
+    if not steps:
+        return "no scaling"
+    dtype = recipe["dtype"] if recipe["scaling_dtype"] == "recipe" else recipe["scaling_dtype"]
+    return f"scaling {', '.join(f'{step.op} {step.value:g}' for step in steps)} in {dtype}"
 
 
 def _payload(payload: dict[str, Any] | None) -> str:
     if payload is None:
         return "missing; run latentfs fsck"
     shape = "x".join(map(str, payload["shape"]))
-    files = "" if payload["files"] is None else f", in {payload['files']} files"
+    files = "" if payload["files"] is None else f", in {counted(payload['files'], 'file')}"
     return (
         f"{payload['digest'][:12]}, {shape} {payload['dtype']}, {payload['codec']}, "
         f"{shown_bytes(payload['bytes'])}{files}"
@@ -191,14 +198,14 @@ def _stored(facts: dict[str, Any]) -> str:
         text += f", {shown_bytes(facts['metadata_bytes'])} of it metadata"
     if facts["size_bytes"]:
         share = facts["stored_bytes"] / facts["size_bytes"]
-        text += f"; {share:.3f} of the {shown_bytes(facts['size_bytes'])} that are read"
+        text += f"; {share:.0%} of the {shown_bytes(facts['size_bytes'])} that are read"
     return text
 
 
 def _last_render(facts: dict[str, Any]) -> str:
     last = facts["last_render"]
     if last is None:
-        return "none that the daemon remembers" if facts["daemon_problem"] is None else "not known"
+        return "none remembered by the daemon" if facts["daemon_problem"] is None else "not known"
     stages = ", ".join(f"{stage} {_milliseconds(s)}" for stage, s in last["stages_s"].items())
     devices = facts["renderer_devices"]
     where = f" on {devices[0]}" if len(devices) == 1 else ""
@@ -215,4 +222,4 @@ def _tier(facts: dict[str, Any]) -> str:
         return f"not known: {facts['daemon_problem']}"
     if facts["tier"] == "quarantined":
         return f"an error, for {facts['refused_for_s']:.0f} s more: renderers were lost over it"
-    return f"{_TIERS[facts['tier']]}, where the kernel's page cache has it not"
+    return f"{_TIERS[facts['tier']]}, unless the kernel's page cache has it"
