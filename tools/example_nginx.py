@@ -26,6 +26,7 @@ import click
 __all__ = ["ExampleNginx", "find_nginx", "running_nginx"]
 
 _EXAMPLE = Path(__file__).resolve().parent.parent / "examples/nginx"
+_RELOAD = _EXAMPLE / "reload-nginx.conf"
 _END_S = 20.0
 # Where Debian's nginx would otherwise keep them.
 _TEMPORARY = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
@@ -50,7 +51,7 @@ def _replaced(text: str, changes: dict[str, str]) -> str:
     """Make all changes at once: what one puts there is not what another replaces."""
     for old in changes:
         if old not in text:
-            raise click.ClickException(f"latentfs.conf has no {old!r}, which is to be replaced")
+            raise click.ClickException(f"examples/nginx has no {old!r}, which is to be replaced")
     # Of two that begin alike, the longer one.
     olds = sorted(changes, key=len, reverse=True)
     return re.sub("|".join(map(re.escape, olds)), lambda found: changes[found[0]], text)
@@ -87,6 +88,7 @@ class ExampleNginx:
             "/var/log/nginx": place,
             "/srv/gallery": _quoted(_EXAMPLE / "gallery"),
             "/run/nginx-latentfs": f"{place}/checks",
+            "/run/latentfs-daemon-start.ma[p]": f"{place}/daemon-start.ma[p]",
             "/srv/art": _quoted(files.absolute()),
             "listen 80;": f"listen 127.0.0.1:{self.port};",
             "127.0.0.1:8079": f"127.0.0.1:{check_port}",
@@ -121,9 +123,24 @@ class ExampleNginx:
 
     def reload(self) -> None:
         """Have new workers, without the files that the old ones keep open."""
+        os.kill(self._pid(), signal.SIGHUP)
+
+    def before_daemon_starts(self) -> None:
+        """Do what reload-nginx.conf has the service do, when the last mount is dead or gone."""
+        found = re.search("^ExecStartPre=-[+]/bin/sh -c '(.*)'$", _RELOAD.read_text(), re.MULTILINE)
+        assert found is not None
+        changes = {
+            "$$": "$",
+            "%%": "%",
+            "/run/latentfs-daemon-start.map": f"{self.folder}/daemon-start.map",
+            "systemctl kill --kill-who=main --signal=HUP nginx.service": f"kill -HUP {self._pid()}",
+        }
+        subprocess.run(["/bin/sh", "-ec", _replaced(found[1], changes)], check=True)
+
+    def _pid(self) -> int:
         pid = _master_pid(self.folder)
         assert pid is not None, "it does not run"
-        os.kill(pid, signal.SIGHUP)
+        return pid
 
 
 @contextlib.contextmanager
