@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from latentfs.cli.output import one_line
+from latentfs.cli.places import PLACE
 from latentfs.cli.settings_options import setting_sources, settings_options
 from latentfs.settings.mount_settings import SETTINGS
 
@@ -22,7 +23,7 @@ def command() -> None:
 
 @command.command("show", epilog="Example: latentfs config show --config /etc/latentfs/art.toml")
 @click.argument("store", type=click.Path(path_type=Path), required=False)
-@click.argument("mountpoint", type=click.Path(path_type=Path), required=False)
+@click.argument("mountpoint", type=PLACE, required=False)
 @settings_options
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
 def show(store: Path | None, mountpoint: Path | None, as_json: bool, **options: Any) -> None:

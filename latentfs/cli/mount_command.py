@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from latentfs.cli.interrupts import ended_as_by_ctrl_c
+from latentfs.cli.places import PLACE
 from latentfs.cli.settings_options import setting_sources, settings_options
 from latentfs.fs.daemon import Callbacks, mount_and_serve
 from latentfs.service.background import (
@@ -30,7 +31,7 @@ log = logging.getLogger(__name__)
 
 @click.command("mount", epilog="Example: latentfs mount ~/art.lfs /mnt/art --cache 2G")
 @click.argument("store", type=click.Path(path_type=Path), required=False)
-@click.argument("mountpoint", type=click.Path(path_type=Path), required=False)
+@click.argument("mountpoint", type=PLACE, required=False)
 @settings_options
 @click.option(
     "--background",

@@ -13,6 +13,7 @@ import click
 
 from latentfs.cli.interrupts import ended_as_by_ctrl_c
 from latentfs.cli.output import one_line
+from latentfs.cli.places import PLACE
 from latentfs.errors import InvalidArgumentError
 from latentfs.service.background import start_daemon
 from latentfs.settings.sources import SettingSources, given_by_mount_options
@@ -54,7 +55,7 @@ class _Options:
     "mount.latentfs", epilog="Example: mount -t latentfs ~/art.lfs /mnt/art -o ro,cache=2G"
 )
 @click.argument("store", type=click.Path(path_type=Path, resolve_path=True))
-@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.argument("mountpoint", type=PLACE)
 @click.option("-o", "options", multiple=True, metavar="OPT,...", help="Mount options.")
 @click.option("-s", "sloppy", is_flag=True, help="Ignore options that are not known.")
 @click.option("-f", "fake", is_flag=True, help="Check the options, and mount nothing.")

@@ -6,12 +6,30 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
+
 from latentfs.errors import PathError, StoreNotFoundError
 from latentfs.fs.mountpoint import FILESYSTEM_TYPE, MountEntry, find_mount, resolve_mountpoint
 from latentfs.store.daemon_lock import DaemonLock
 from latentfs.store.store import SETTINGS_NAME
 
-__all__ = ["FilePlace", "file_place", "silence", "store_of"]
+__all__ = ["PLACE", "FilePlace", "file_place", "silence", "store_of"]
+
+
+class _Place(click.Path[Path]):
+    """A path that is not looked at: what is mounted there may belong to a daemon that hangs."""
+
+    def convert(
+        self,
+        value: str | os.PathLike[str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> Path:
+        return Path(value)
+
+
+PLACE = _Place()
+"""Of arguments that may be mount points."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import click
 
 from latentfs.cli.arguments import shown_bytes
 from latentfs.cli.output import one_line
-from latentfs.cli.places import silence, store_of
+from latentfs.cli.places import PLACE, silence, store_of
 from latentfs.fs.control import ask_daemon
 from latentfs.store.daemon_lock import DaemonLock
 from latentfs.store.store import Store
@@ -24,7 +24,7 @@ _OPERATIONS_MAX = 8
 
 
 @click.command("status", epilog="Example: latentfs status /mnt/art --json")
-@click.argument("where", type=click.Path(path_type=Path), metavar="STORE|MOUNTPOINT")
+@click.argument("where", type=PLACE, metavar="STORE|MOUNTPOINT")
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
 def command(where: Path, as_json: bool) -> None:
     """Show what a store holds and, while it is mounted, what its daemon does."""

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from latentfs.cli.places import silence, store_of
+from latentfs.cli.places import PLACE, silence, store_of
 from latentfs.cli.watching import watched_lines
 from latentfs.errors import MountError
 from latentfs.fs.control import ask_daemon
@@ -56,7 +56,7 @@ class _Interval(click.ParamType[float]):
 
 
 @click.command("top", epilog="Example: latentfs top /mnt/art --interval 2s")
-@click.argument("where", type=click.Path(path_type=Path), metavar="STORE|MOUNTPOINT")
+@click.argument("where", type=PLACE, metavar="STORE|MOUNTPOINT")
 @click.option(
     "--interval",
     "interval_s",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from latentfs.cli.places import PLACE
 from latentfs.errors import MountError
 from latentfs.fs.mountpoint import find_mount, unmount, unmount_if_stale
 from latentfs.settings.sources import SettingSources
@@ -15,11 +16,12 @@ from latentfs.store.daemon_lock import DaemonLock
 
 __all__ = ["command"]
 
-_DAEMON_END_WAIT_S = 30.0
+# With what unmounting may take, it is clearly less than the TimeoutStopSec= of the unit.
+_DAEMON_END_WAIT_S = 15.0
 
 
 @click.command("umount", epilog="Example: latentfs umount /mnt/art")
-@click.argument("mountpoint", type=click.Path(path_type=Path), required=False)
+@click.argument("mountpoint", type=PLACE, required=False)
 @click.option(
     "--config",
     "config_file",

@@ -6,7 +6,9 @@ import errno
 import os
 import re
 import shutil
+import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,6 +33,15 @@ _AUTOMOUNT_TYPE = "autofs"
 _FUSE_CONFIGURATION = Path("/etc/fuse.conf")
 _UNMOUNT_WAIT_S = 10.0
 _BUSY_WAIT_S = 0.5
+# A dead daemon's mount answers at once; a machine that is short of everything starts Python late.
+_ANSWER_WAIT_S = 5.0
+_ASKS = """
+import os, sys
+try:
+    os.statvfs(sys.argv[1])
+except OSError as error:
+    sys.exit(error.errno)
+"""
 _ESCAPED = (("040", " "), ("011", "\t"), ("012", "\n"), ("043", "#"), ("134", "\\"))
 
 
@@ -135,15 +146,23 @@ def unmount_if_stale(path: Path) -> bool:
 
 
 def _is_stale(path: Path) -> bool:
-    """Whether the daemon behind a mount is gone.
+    """Whether the daemon behind a mount is gone; one that does not answer is not.
 
-    Asked by statvfs, which the kernel never answers from its caches as it does stat.
+    Asked by statvfs, which the kernel never answers from its caches as it does stat.  In a process
+    of its own: whoever asks a daemon that hangs may have to wait, and not even be killed.
     """
+    asking = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _ASKS, os.fspath(path)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
-        os.statvfs(path)
-    except OSError as error:
-        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
-    return False
+        return asking.wait(_ANSWER_WAIT_S) in (errno.ENOTCONN, errno.ECONNABORTED)
+    except subprocess.TimeoutExpired:
+        asking.kill()
+        asking.returncode = -signal.SIGKILL  # it is let go: it may end only as the daemon does
+        return False
 
 
 def unmount(path: Path, *, lazy: bool = False) -> None:

@@ -330,6 +330,31 @@ def test_bad_mount_points(store: Path, tmp_path: Path, place: str, message: str)
     assert message in done.stderr
 
 
+def test_no_command_waits_for_a_daemon_that_hangs(
+    mount: Mount, pictures_store: Path, tmp_path: Path
+) -> None:
+    settings = tmp_path / "art.toml"
+    settings.write_text(f'mountpoint = "{mount.path}"\n')
+    stop_process(mount.process.pid)
+    try:
+        commands: dict[tuple[object, ...], str] = {
+            ("umount", "--stale", mount.path): "",
+            ("umount", "--stale", "--config", settings): "",
+            ("status", mount.path): "",
+            ("top", mount.path): "does not answer",
+            ("mount", pictures_store, mount.path): "is mounted on",
+            (pictures_store, mount.path): "is mounted on",
+        }
+        for arguments, said in commands.items():
+            command = [sys.executable, "-m", "latentfs", *map(str, arguments)]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+            assert said in done.stderr, arguments
+        assert find_mount(mount.path) is not None
+    finally:
+        mount.process.send_signal(signal.SIGCONT)
+    assert len(os.listdir(mount.path / "pictures")) == 100
+
+
 def test_a_live_mount_point_is_not_taken_over(mount: Mount, pictures_store: Path) -> None:
     done = latentfs("mount", pictures_store, mount.path, check=False)
     assert done.returncode == 1

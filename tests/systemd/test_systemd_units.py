@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from latentfs.cli import umount_command
+from latentfs.fs import mountpoint
 from latentfs.service.installation import install, plan_for_the_machine, plan_for_user
 
 pytestmark = pytest.mark.skipif(
@@ -60,6 +63,14 @@ def test_the_unit_is_exposed_no_more_than_a_mount_has_to_be(
     arguments = ["security", "--offline=true", f"--threshold={_EXPOSURE_MAX}", unit]
     done = _analyze(*arguments, runtime=tmp_path)
     assert done.returncode == 0, done.stdout
+
+
+def test_umount_gives_up_before_systemd_does(tmp_path: Path, executable: Path) -> None:
+    unit = install(plan_for_the_machine(tmp_path, executable))[0].path.read_text()
+    found = re.search(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)
+    assert found is not None
+    waits_s = mountpoint._BUSY_WAIT_S + mountpoint._UNMOUNT_WAIT_S
+    assert waits_s + umount_command._DAEMON_END_WAIT_S < int(found[1]) - 3
 
 
 @pytest.mark.parametrize(
