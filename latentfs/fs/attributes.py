@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Callable
 
 import pyfuse3
@@ -12,7 +13,7 @@ from latentfs.store.records import Inode, LatentContent, Totals
 from latentfs.store.snapshot import Snapshot
 from latentfs.store.tables import CHUNK_BYTES, NAME_BYTES_MAX
 
-__all__ = ["XATTR_PREFIX", "entry", "filesystem", "xattr"]
+__all__ = ["XATTR_PREFIX", "damaged_entry", "entry", "filesystem", "xattr"]
 
 XATTR_PREFIX = b"user.latentfs."
 
@@ -44,6 +45,19 @@ def entry(ino: int, inode: Inode) -> pyfuse3.EntryAttributes:
     attributes.st_ctime_ns = inode.ctime_ns
     attributes.entry_timeout = _TIMEOUT_S
     attributes.attr_timeout = _TIMEOUT_S
+    return attributes
+
+
+def damaged_entry(ino: int) -> pyfuse3.EntryAttributes:
+    """As a directory lists a file whose record can't be read.
+
+    The kernel keeps none of it, so that whoever asks for the file itself is told.
+    """
+    attributes = pyfuse3.EntryAttributes()
+    attributes.st_ino = ino
+    attributes.st_mode = stat.S_IFREG
+    attributes.entry_timeout = 0
+    attributes.attr_timeout = 0
     return attributes
 
 

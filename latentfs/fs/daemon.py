@@ -61,8 +61,9 @@ __all__ = ["Callbacks", "mount_and_serve"]
 
 log = logging.getLogger(__name__)
 
-# Reads of readahead windows come on top of the background limit.
-_TASKS_MAX = 2 * MAX_BACKGROUND
+# A task for each request under way, made when it comes.  Reads of mapped pages, and with O_DIRECT,
+# are not subject to the kernel's limit; what waits for a render must leave tasks for ls and stat.
+_TASKS_MAX = 16 * MAX_BACKGROUND
 # A read is never delayed by more than one render that no reader waits for.
 _BACKGROUND_GROUPS_MAX = 1
 # Of the cache, for what is rendered ahead of a reader.

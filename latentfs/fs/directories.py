@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import itertools
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pyfuse3
 from pyfuse3 import FUSEError
 
+from latentfs.errors import StoreCorruptError
 from latentfs.fs import attributes
 from latentfs.fs.open_inodes import OpenInodes, require
 from latentfs.fs.prefetch import SequenceDetector
@@ -17,6 +19,8 @@ from latentfs.store.live_store import LiveStore
 from latentfs.store.snapshot import Snapshot
 
 __all__ = ["Directories"]
+
+log = logging.getLogger(__name__)
 
 _OWN_NAMES = (b".", b"..")
 
@@ -68,17 +72,32 @@ class Directories:
         directory = self._directories[fh]
         with self._store.read() as snapshot:
             for position, name, ino in self._entries(snapshot, directory, start_id):
-                inode = snapshot.inode(ino)
-                if inode is None:
+                entry = self._entry(snapshot, directory, name, ino)
+                if entry is None:
                     continue
-                if inode.content is not None:
-                    self._detector.saw_name(ino, directory.ino, name)
-                entry = attributes.entry(ino, inode)
                 if not pyfuse3.readdir_reply(token, name, entry, position + 1):
                     return
                 if position >= len(_OWN_NAMES):
                     index = position - len(_OWN_NAMES)
                     directory.names[index : index + 1] = [name]
+
+    def _entry(
+        self, snapshot: Snapshot, directory: _OpenDirectory, name: bytes, ino: int
+    ) -> pyfuse3.EntryAttributes | None:
+        """Return what is listed; None where a name leads nowhere.
+
+        A damaged record costs its own file: its neighbours are listed, and it is by its name.
+        """
+        try:
+            inode = snapshot.inode(ino)
+        except StoreCorruptError as error:
+            log.warning("inode %d is listed without its attributes: %s", ino, error)
+            return attributes.damaged_entry(ino)
+        if inode is None:
+            return None
+        if inode.content is not None:
+            self._detector.saw_name(ino, directory.ino, name)
+        return attributes.entry(ino, inode)
 
     def _entries(
         self, snapshot: Snapshot, directory: _OpenDirectory, start_id: int

@@ -26,7 +26,8 @@ class OpenFile:
     Attributes:
         inode: as it was when last looked at.
         reader: whose turn its renders take.
-        opener_pid: process that opened it.
+        opener_thread: the thread that opened it.
+        opener_pid: its process, once a read has waited; 0 where that can't be told.
         writable: whether it was opened to be written.
         written: whether something was.
         asked: whether a read of it reached the daemon.
@@ -38,7 +39,8 @@ class OpenFile:
     ino: int
     inode: Inode
     reader: Reader
-    opener_pid: int
+    opener_thread: int
+    opener_pid: int | None = None
     writable: bool = False
     written: bool = False
     asked: bool = False

@@ -23,12 +23,12 @@ from latentfs.fs.latent_files import latent_file_bytes
 from latentfs.fs.open_file import OpenFile
 from latentfs.fs.open_inodes import OpenInodes, require
 from latentfs.fs.prefetch import SequenceDetector
-from latentfs.fs.readers import is_gone, reader_of
+from latentfs.fs.readers import is_gone, process_of, reader_of
 from latentfs.fs.renditions import Renditions
 from latentfs.render.job_queue import Reader
 from latentfs.render.jobs import content_key
 from latentfs.store.live_store import LiveStore
-from latentfs.store.records import Inode, LatentContent
+from latentfs.store.records import Inode, LatentContent, storable_ns
 from latentfs.telemetry.activity import Activity, ReadTrail, Tier
 
 __all__ = ["OpenFileStatistics", "OpenFiles"]
@@ -178,7 +178,9 @@ class OpenFiles:
         else of it before that is answered.
         """
         file = self._files.get(fh)
-        if file is not None and file.waiting and is_gone(file.opener_pid):
+        if file is None or not file.waiting or file.opener_pid is None:
+            return
+        if is_gone(file.opener_pid):
             for scope in file.waiting:
                 scope.cancel()
 
@@ -322,6 +324,8 @@ class OpenFiles:
         if trio.current_time() < file.failed_until_s:
             trail.tier = Tier.REFUSED
             raise FUSEError(errno.EIO)
+        if file.opener_pid is None:
+            file.opener_pid = process_of(file.opener_thread)
         scope = trio.CancelScope()
         file.waiting.add(scope)
         try:
@@ -444,9 +448,9 @@ def _changes(inode: Inode, wanted: EntryAttributes, fields: SetattrFields) -> di
     if fields.update_gid:
         changes["gid"] = wanted.st_gid
     if fields.update_atime:
-        changes["atime_ns"] = wanted.st_atime_ns
+        changes["atime_ns"] = storable_ns(wanted.st_atime_ns)
     if fields.update_mtime:
-        changes["mtime_ns"] = wanted.st_mtime_ns
+        changes["mtime_ns"] = storable_ns(wanted.st_mtime_ns)
         if inode.atime_ns is None and not fields.update_atime:
             changes["atime_ns"] = inode.mtime_ns
     return changes

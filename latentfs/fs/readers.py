@@ -7,7 +7,7 @@ from pathlib import Path
 
 from latentfs.render.job_queue import Reader
 
-__all__ = ["is_gone", "reader_of"]
+__all__ = ["is_gone", "process_of", "reader_of"]
 
 _PF_EXITING = 0x4
 
@@ -22,6 +22,16 @@ def reader_of(uid: int, pid: int) -> Reader:
         return Reader(uid, os.getpgid(pid) if pid > 0 else 0)
     except OSError:
         return Reader(uid, 0)
+
+
+def process_of(thread: int) -> int:
+    """Return the process of a thread, which is what the kernel names; 0 where it can't be told."""
+    try:
+        status = Path(f"/proc/{thread}/status").read_bytes()
+    except OSError:
+        return 0
+    _, _, rest = status.partition(b"\nTgid:")
+    return int(rest.split(maxsplit=1)[0])
 
 
 def is_gone(pid: int) -> bool:

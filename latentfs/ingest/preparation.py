@@ -20,7 +20,7 @@ from latentfs.latents.latent import Latent
 from latentfs.latents.recipe import Recipe, Rounding
 from latentfs.latents.scaling import LATENT_FORMATS, Space, steps_for
 from latentfs.latents.source import LatentFile, read_latent_file
-from latentfs.store.records import Source, VaeRecord
+from latentfs.store.records import Source, VaeRecord, storable_ns
 from latentfs.store.snapshot import check_name
 
 __all__ = ["ImportOptions", "Picture", "Preparation"]
@@ -99,7 +99,8 @@ class Preparation:
             OSError: it can't be read.
         """
         file = read_latent_file(candidate.path)
-        return self.pictures_of(file, candidate, mtime_ns=os.stat(candidate.path).st_mtime_ns)
+        mtime_ns = storable_ns(os.stat(candidate.path).st_mtime_ns)
+        return self.pictures_of(file, candidate, mtime_ns=mtime_ns)
 
     def pictures_of(
         self, file: LatentFile, candidate: Candidate, *, mtime_ns: int

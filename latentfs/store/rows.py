@@ -59,6 +59,14 @@ class StoredRows:
         self._txn = txn
         self._dbs = dbs
 
+    def end(self) -> None:
+        """Let go of the transaction, which has ended or is about to: no row can be had any more.
+
+        One that is only read keeps its place in LMDB's table of readers as long as anybody refers
+        to it, such as a read that waits for a render.
+        """
+        del self._txn
+
     def get(self, table: str, key: bytes) -> Value | None:
         # Typed as either by lmdb; a transaction with buffers=True gives memoryviews.
         return cast("memoryview | None", self._txn.get(key, db=self._dbs[table]))

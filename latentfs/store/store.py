@@ -64,7 +64,8 @@ SETTINGS_NAME = "latentfs.toml"
 PRIVATE_MODE = 0o700
 # Only address space: the file grows by what is written.  Large enough never to be reached.
 _MAP_BYTES = 4 << 40
-_READERS_MAX = 512
+# Transactions under way at a time, in all processes.
+_READERS_MAX = 2048
 _READER_SLOT_BYTES = 64
 _META_PAGES = 2
 _FULL_DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT}
@@ -211,7 +212,16 @@ class Store:
         """The rows on disk, as they are now; see :meth:`read`."""
         try:
             with self._env.begin(buffers=True) as txn:
-                yield StoredRows(txn, self._dbs)
+                rows = StoredRows(txn, self._dbs)
+                del txn
+                try:
+                    yield rows
+                finally:
+                    rows.end()
+        except lmdb.ReadersFullError as error:
+            raise StoreError(
+                f"the store {self.path} is read by {_READERS_MAX} others at this moment; try again"
+            ) from error
         except lmdb.Error as error:
             raise StoreCorruptError(
                 f"the store {self.path} can't be read ({error}); run latentfs fsck"

@@ -16,15 +16,17 @@ from typing import Any, cast
 import pyfuse3
 import pytest
 from pyfuse3 import FUSEError
+from store_damage import Damage
 from store_invariants import assert_consistent
 
-from latentfs.errors import RefusedChangeError
+from latentfs.errors import RefusedChangeError, StoreCorruptError
 from latentfs.fs import open_inodes
 from latentfs.fs.directories import Directories
 from latentfs.fs.extended_attributes import ExtendedAttributes
 from latentfs.fs.names import Names
 from latentfs.fs.open_inodes import OpenInodes
 from latentfs.fs.prefetch import SequenceDetector
+from latentfs.store import tables
 from latentfs.store.live_store import LiveStore, open_live_store
 from latentfs.store.records import Inode
 from latentfs.store.store import Store
@@ -287,6 +289,25 @@ async def test_a_directory_that_is_removed_while_listed_goes_when_it_is_forgotte
         await tree.inodes.forgotten(folder)
         assert tree.inode(folder) is None
         await tree.directories.close(handles[1])
+
+
+async def test_a_damaged_record_costs_its_own_file_and_no_listing(
+    tmp_path, replies, autojump_clock, caplog
+):
+    with Store.create(tmp_path / "art.lfs") as store:
+        async with open_live_store(store, writable=True) as live:
+            tree = Tree(live, replies)
+            inos = [await tree.make(name) for name in (b"a", b"b", b"c")]
+        whole = Damage(store).get("inodes", tables.ino_key(inos[1]))
+        assert whole is not None
+        Damage(store).put("inodes", tables.ino_key(inos[1]), b"no record")
+        async with open_live_store(store, writable=True) as live:
+            tree = Tree(live, replies)
+            handle = tree.directories.open(ROOT_INO)
+            assert tree.list_all(handle) == [b".", b"..", b"a", b"b", b"c"]
+            with pytest.raises(StoreCorruptError):
+                tree.names.lookup(ROOT_INO, b"b")
+    assert f"inode {inos[1]} is listed without its attributes" in caplog.text
 
 
 async def test_only_directories_are_listed(tmp_path, replies, autojump_clock):

@@ -546,6 +546,25 @@ async def test_attributes_change_as_the_fields_say(store, autojump_clock):
         assert opened.content() == PICTURE[:5]
 
 
+@pytest.mark.parametrize("year", [1601, 9999])
+async def test_times_that_a_record_has_no_room_for_are_the_nearest_ones(
+    store, autojump_clock, year
+):
+    """An archive from Windows may well have files of 1601."""
+    wanted = pyfuse3.EntryAttributes()
+    time_ns = (year - 1970) * 365 * 24 * 3600 * 10**9
+    wanted.st_atime_ns = wanted.st_mtime_ns = time_ns
+    nearest_ns = max(-(1 << 63), min(time_ns, (1 << 63) - 1))
+    fields = ("atime", "mtime", "ctime", "mode", "uid", "gid", "size")
+    flags = {f"update_{name}": name in ("atime", "mtime") for name in fields}
+    async with opened_store(store) as opened:
+        ino = await opened.make(b"file")
+        entry = await opened.files.set_attributes(
+            ino, wanted, cast(pyfuse3.SetattrFields, SimpleNamespace(**flags)), CTX
+        )
+        assert (entry.st_mtime_ns, entry.st_atime_ns) == (nearest_ns, nearest_ns)
+
+
 # Rendering ahead
 
 

@@ -6,13 +6,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from latentfs.fs.readers import is_gone, reader_of
+from latentfs.fs.readers import is_gone, process_of, reader_of
 from latentfs.render.job_queue import Reader
 
 
@@ -49,6 +51,14 @@ def test_of_a_reader_that_has_ended_only_the_user_is_known() -> None:
 def test_pid_0_is_nobody_we_can_see() -> None:
     assert reader_of(7, 0) == Reader(7, 0)
     assert not is_gone(0)
+
+
+def test_a_thread_is_one_of_its_process() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        thread = pool.submit(threading.get_native_id).result()
+        assert thread != os.getpid()
+        assert process_of(thread) == os.getpid()
+    assert process_of(thread) == 0
 
 
 def test_we_are_here() -> None:

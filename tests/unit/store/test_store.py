@@ -1,5 +1,6 @@
 """Stores are made whole or not at all, and opened only if this latentfs knows what is in them."""
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -382,6 +383,31 @@ def test_readers_see_a_snapshot_while_a_writer_commits(path):
             assert [name for name, _ in after.entries(tables.ROOT_INO)] == [b"b.png"]
         assert store.changes() > changes
         assert problems(store) == []
+
+
+def test_a_snapshot_that_somebody_keeps_takes_no_place_among_readers(path):
+    """Each read that waits for a render keeps its own, and thousands may."""
+    with Store.open(path) as store:
+        kept = []
+        for number in range(3000):
+            with contextlib.suppress(InterruptedError), store.read() as snapshot:
+                kept.append(snapshot)
+                assert snapshot.inode(tables.ROOT_INO) is not None
+                if number % 2:
+                    raise InterruptedError  # its traceback keeps more
+        with store.read() as snapshot:
+            assert snapshot.inode(tables.ROOT_INO) is not None
+
+
+def test_too_many_readers_are_no_damage(path, monkeypatch):
+    monkeypatch.setattr(store_module, "_READERS_MAX", 3)
+    (path / "lmdb" / "lock.mdb").unlink()
+    with Store.open(path) as store, contextlib.ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(store.read())
+        with pytest.raises(StoreError, match="try again") as caught:
+            stack.enter_context(store.read())
+        assert not isinstance(caught.value, StoreCorruptError)
 
 
 def test_an_exception_in_a_write_leaves_the_store_as_it_was(path):
