@@ -22,7 +22,12 @@ ODD_NAMES = (
     "<b>bold<img src=x onerror=alert(1)>.png",
     "snow ❄ 雪 é.png",
     "$uri {a} %2e%2e.png",
+    "line\nbreak.png",
+    "carriage\rreturn; }.png",
+    "\n.png",
 )
+# Ends as a picture's name but for a line break, which "$" in a regular expression passes over.
+ALMOST_A_PICTURE = "two  blanks.png\n"
 ODD_FOLDER = 'odd <i>names & "more" %41 é'
 
 
@@ -73,6 +78,9 @@ def web_store(pictures_store: Path, tmp_path_factory: pytest.TempPathFactory) ->
             found = transaction.resolve(f"/pictures/{number:03}.png")
             assert found is not None
             transaction.add_file(folder, name.encode(), found[1])
+        found = transaction.resolve("/pictures/099.png")
+        assert found is not None
+        transaction.add_file(folder, ALMOST_A_PICTURE.encode(), found[1])
     return path
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import trio
 from mounts import wait_until
-from nginx.conftest import ODD_FOLDER, ODD_NAMES, Served
+from nginx.conftest import ALMOST_A_PICTURE, ODD_FOLDER, ODD_NAMES, Served
 from nginx.http_client import Answer, ask
 
 CAT = "/art/pictures/010.png"
@@ -78,11 +78,15 @@ async def test_a_name_that_was_not_there_is_not_taken_for_checked(served: Served
     for _ in range(3):
         answer = await ask(served.port, "/art/pictures/comes-later.png")
         assert answer.status == 404
-    kept = [path for path in (served.nginx.folder / "checks").rglob("*") if path.is_file()]
-    assert not [path for path in kept if b"comes-later" in path.read_bytes()]
+    assert not has_kept_check(served, "/art/pictures/comes-later.png")
     assert (await ask(served.port, CAT)).status == 200
-    kept = [path for path in (served.nginx.folder / "checks").rglob("*") if path.is_file()]
-    assert [path for path in kept if b"/art/pictures/010.png" in path.read_bytes()]
+    assert has_kept_check(served, CAT)
+
+
+def has_kept_check(served: Served, path: str) -> bool:
+    """Whether nginx remembers that it could read the picture at *path*, decoded."""
+    files = [path for path in (served.nginx.folder / "checks").rglob("*") if path.is_file()]
+    return any(f" {path}\n".encode() in file.read_bytes() for file in files)
 
 
 async def test_ranges_are_cut_out_of_the_right_bytes(served: Served) -> None:
@@ -170,12 +174,23 @@ def answer_body(answer: Answer) -> bytes:
         rest = rest[int(size, 16) + 2 :]
 
 
-async def test_odd_names_are_served(served: Served) -> None:
+async def test_odd_names_are_checked_and_served(served: Served) -> None:
     for number, name in enumerate(ODD_NAMES):
         target = "/art/" + urllib.parse.quote(f"{ODD_FOLDER}/{name}")
         answer = await ask(served.port, target)
         assert answer.status == 200, name
         assert answer.sha256 == served.right[f"/art/pictures/{number:03}.png"]
+        assert answer.headers["content-type"] == "image/png"
+        assert "cache-control" in answer.headers
+        assert has_kept_check(served, f"/art/{ODD_FOLDER}/{name}"), name
+
+
+async def test_a_name_that_is_a_pictures_but_for_a_line_break_is_not_taken_for_it(
+    served: Served,
+) -> None:
+    target = "/art/" + urllib.parse.quote(f"{ODD_FOLDER}/{ALMOST_A_PICTURE}")
+    answer = await ask(served.port, target)
+    assert (answer.status, answer.sha256) == (200, served.right["/art/pictures/099.png"])
 
 
 async def test_an_empty_file_that_is_named_as_a_picture_is_served(served: Served) -> None:
