@@ -14,7 +14,7 @@ import msgspec
 
 from latentfs.cli.arguments import counted, shown_bytes
 from latentfs.cli.output import one_line
-from latentfs.cli.places import FilePlace, file_place, silence
+from latentfs.cli.places import FilePlace, file_place, why_no_answer
 from latentfs.errors import LatentfsError, PathError
 from latentfs.fs.control import ask_daemon
 from latentfs.fs.explanation import find_ino, stored_facts
@@ -70,7 +70,7 @@ def _explain(file: str) -> dict[str, Any]:
     place = file_place(file)
     # The root first: of a daemon that answers this, the mount can be asked too.
     answer = ask_daemon(place.store, "explain", ino=ROOT_INO)
-    problem = silence(place.store) if answer is None else answer.get("error")
+    problem = why_no_answer(place.store) if answer is None else answer.get("error")
     with Store.open(place.store) as store:
         if place.mount is not None and problem is None:
             ino = _number(file, place)

@@ -24,13 +24,14 @@ __all__ = ["command"]
 @click.option(
     "--repair",
     is_flag=True,
-    help="Put right what can be without guessing, then check again.  Not while it is mounted.",
+    help="Repair what can be repaired without guessing, then check again.  STORE must not be "
+    "mounted.",
 )
 def command(store: Path, repair: bool) -> int:
     """Check STORE: its tables against each other, every payload, chunk and VAE.
 
-    Without --repair it changes nothing and may run beside a mount.  Names each problem on standard
-    error; exits with 1 if there is any, or if any is left.
+    Without --repair it changes nothing and may run beside a mount.  Lists each problem on standard
+    error; exits with 1 if there is any, with --repair if any is left.
     """
     if repair:
         with Store.open(store, writable=True) as opened:
@@ -42,8 +43,12 @@ def command(store: Path, repair: bool) -> int:
         click.echo(f"{store}: {_counted(repaired, 'repair')}{left}")
         return 1 if problems else 0
     with Store.open(store) as opened:
-        if DaemonLock(opened.path).held_elsewhere():
-            _note("the store is mounted; what was changed in the last second is not looked at")
+        lock = DaemonLock(opened.path)
+        command = lock.used_by()
+        if command is not None:
+            _note(f"the store is in use by {command}, which may be changing it now")
+        elif lock.is_mounted():
+            _note("the store is mounted; changes of the last second were not checked")
         problems = _check(opened)
     click.echo(f"{store}: {_counted(problems, 'problem')}")
     return 1 if problems else 0

@@ -9,11 +9,17 @@ from pathlib import Path
 import click
 
 from latentfs.errors import PathError, StoreNotFoundError
-from latentfs.fs.mountpoint import FILESYSTEM_TYPE, MountEntry, find_mount, resolve_mountpoint
+from latentfs.fs.mountpoint import (
+    FILESYSTEM_TYPE,
+    MountEntry,
+    find_mount,
+    mounts_of,
+    resolve_mountpoint,
+)
 from latentfs.store.daemon_lock import DaemonLock
 from latentfs.store.store import SETTINGS_NAME
 
-__all__ = ["PLACE", "FilePlace", "file_place", "silence", "store_of"]
+__all__ = ["PLACE", "FilePlace", "file_place", "store_of", "why_no_answer"]
 
 
 class _Place(click.Path[Path]):
@@ -61,10 +67,21 @@ def store_of(where: Path) -> Path:
     return Path(os.path.abspath(where))
 
 
-def silence(store: Path) -> str:
-    """Say why no daemon of *store* answers."""
-    if DaemonLock(store).held_elsewhere():
+def why_no_answer(store: Path) -> str:
+    """Return why no daemon of *store* answers, and what to do about it."""
+    lock = DaemonLock(store)
+    command = lock.used_by()
+    if command is not None:
+        return f"the store is not mounted, and in use by {command}"
+    if lock.is_mounted():
         return "the store is mounted, but its daemon does not answer"
+    stale = mounts_of(store)
+    if stale:
+        where = stale[0].mountpoint
+        return (
+            f"its daemon has died, and its mount {where} is stale; mount it there again, or run "
+            f"latentfs umount {where}"
+        )
     return "the store is not mounted"
 
 
@@ -83,7 +100,7 @@ def file_place(file: str) -> FilePlace:
     if colon and (Path(store) / SETTINGS_NAME).exists():
         return FilePlace(Path(os.path.abspath(store)), os.fsencode(inside), None)
     raise PathError(
-        f"{file} is not in a mount of latentfs; a file of a store that is not mounted is named "
+        "it is not in a mount of latentfs; name a file of a store that is not mounted as "
         "STORE:/path"
     )
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
-from latentfs.cli.arguments import shown_bytes
+from latentfs.cli.arguments import counted, shown_bytes
 from latentfs.cli.output import one_line
-from latentfs.cli.places import PLACE, silence, store_of
+from latentfs.cli.places import PLACE, store_of, why_no_answer
 from latentfs.fs.control import ask_daemon
 from latentfs.store.daemon_lock import DaemonLock
 from latentfs.store.store import Store
@@ -39,11 +39,11 @@ def _status(store_path: Path) -> dict[str, Any]:
             vaes = [name for name, _ in snapshot.vaes()]
     totals = statistics.totals
     answer = ask_daemon(store_path, "status")
-    problem = silence(store_path) if answer is None else answer.get("error")
+    problem = why_no_answer(store_path) if answer is None else answer.get("error")
     daemon = {} if answer is None or problem is not None else answer
     return {
         "store": str(store_path),
-        "mounted": bool(daemon) or DaemonLock(store_path).held_elsewhere(),
+        "mounted": bool(daemon) or DaemonLock(store_path).is_mounted(),
         "files": totals.files,
         "directories": totals.directories,
         "file_bytes": totals.size_bytes,
@@ -80,18 +80,18 @@ def _wrapped(label: str, text: str) -> str:
 
 def _store_rows(status: dict[str, Any]) -> list[tuple[str, str]]:
     file_bytes = status["file_bytes"]
-    ratio = f", {status['store_bytes'] / file_bytes:.3f} of the files" if file_bytes else ""
+    ratio = f", {status['store_bytes'] / file_bytes:.1%} of that" if file_bytes else ""
     return [
         ("store", status["store"]),
         (
             "files",
-            f"{status['files']} in {status['directories']} folders, "
-            f"{shown_bytes(file_bytes)} as they are read",
+            f"{status['files']} in {counted(status['directories'], 'folder')}, "
+            f"{shown_bytes(file_bytes)} when read",
         ),
         (
             "stored",
             f"{shown_bytes(status['store_bytes'])}{ratio} "
-            f"({status['payloads']} payloads, {shown_bytes(status['payload_bytes'])})",
+            f"({counted(status['payloads'], 'payload')}, {shown_bytes(status['payload_bytes'])})",
         ),
         ("VAEs", ", ".join(status["vaes"]) or "none"),
     ]
@@ -113,7 +113,7 @@ def _render_rows(status: dict[str, Any]) -> list[tuple[str, str]]:
     devices = status["renderer_devices"]
     queued = status["renders_queued"] + status["renders_queued_background"]
     counts = [
-        f"{status['renders_total']} renders",
+        counted(status["renders_total"], "render"),
         f"{status['renders_in_flight']} in flight",
         f"{queued} queued" if queued else "",
         f"{status['renders_failed_total']} failed",
@@ -123,7 +123,7 @@ def _render_rows(status: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     ready = f"ready on {', '.join(devices)}" if devices else "starting"
     return [
-        ("renderer", f"{ready}, {status['renderer_restarts_total']} restarts"),
+        ("renderer", f"{ready}, {counted(status['renderer_restarts_total'], 'restart')}"),
         ("renders", ", ".join(filter(None, counts))),
     ]
 
@@ -140,7 +140,7 @@ def _read_rows(status: dict[str, Any]) -> list[tuple[str, str]]:
             "reads",
             f"{reads} ({shown_bytes(status['read_bytes_total'])}), "
             f"{status['slow_reads_total']} slow, {status['errors_total']} errors, "
-            f"{status['open_files']} files open",
+            f"{counted(status['open_files'], 'file')} open",
         ),
         ("  by tier", ", ".join(shares) or "none yet"),
         ("operations", _operations(status["operations"])),
@@ -167,8 +167,9 @@ def _cache_rows(cache: dict[str, Any]) -> list[tuple[str, str]]:
         (
             "cache",
             f"{shown_bytes(held_bytes)} of {shown_bytes(cache['budget_bytes'])}: "
-            f"{shown_bytes(cache['pixel_bytes'])} in {cache['pixel_entries']} files, "
-            f"{shown_bytes(cache['latent_bytes'])} in {cache['latent_entries']} latents; {split}",
+            f"{shown_bytes(cache['pixel_bytes'])} in {counted(cache['pixel_entries'], 'file')}, "
+            f"{shown_bytes(cache['latent_bytes'])} in "
+            f"{counted(cache['latent_entries'], 'latent')}; {split}",
         ),
         (
             "  hits",
@@ -178,17 +179,17 @@ def _cache_rows(cache: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         (
             "  worth",
-            f"the last GB saves {_edge(cache['pixel_edge_s_per_gb'])} a read with files, "
-            f"{_edge(cache['latent_edge_s_per_gb'])} with latents; a fetch takes "
+            f"the last GB of files saves {_edge(cache['pixel_edge_s_per_gb'])}, of latents "
+            f"{_edge(cache['latent_edge_s_per_gb'])}; a fetch takes "
             f"{1000 * cache['fetch_s']:.1f} ms, {_renders(cache['render_s'])}",
         ),
     ]
 
 
 def _edge(edge_s_per_gb: float | None) -> str:
-    return "nothing yet" if edge_s_per_gb is None else f"{1000 * edge_s_per_gb:.2f} ms"
+    return "not known yet" if edge_s_per_gb is None else f"{1000 * edge_s_per_gb:.2f} ms per read"
 
 
 def _renders(render_s: dict[str, float]) -> str:
     times = ", ".join(f"{1000 * s:.0f} ms" for s in render_s.values())
-    return f"a render {times} a megapixel" if times else "no render was measured yet"
+    return f"a render {times} per megapixel" if times else "no render was measured yet"

@@ -18,12 +18,12 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from latentfs.cli.places import PLACE, silence, store_of
+from latentfs.cli.places import PLACE, store_of, why_no_answer
 from latentfs.cli.watching import watched_lines
 from latentfs.errors import MountError
 from latentfs.fs.control import ask_daemon
 from latentfs.fs.explanation import path_of
-from latentfs.fs.mountpoint import find_mount
+from latentfs.fs.mountpoint import mounts_of
 from latentfs.settings.values import read_seconds
 from latentfs.store.daemon_lock import DaemonLock
 from latentfs.store.snapshot import Snapshot
@@ -64,14 +64,14 @@ class _Interval(click.ParamType[float]):
     default="1s",
     show_default=True,
     metavar="TIME",
-    help="Between two looks.",
+    help="Time between updates.",
 )
-@click.option("--count", type=click.IntRange(min=1), help="End after so many looks.")
+@click.option("--count", type=click.IntRange(min=1), help="Stop after this many updates.")
 def command(where: Path, interval_s: float, count: int | None) -> int:
-    """Watch what a mount does: requests, hits, renders, the cache, the slowest files lately.
+    """Watch what a mount does: requests, hits, renders, the cache, recent slow files.
 
-    On a terminal one screen that is kept up to date; q or Ctrl-C ends it.  Elsewhere a block of
-    lines for each look.  Ends with the mount: with 0 when it was unmounted, with 1 when its daemon
+    On a terminal it updates one screen; q or Ctrl-C ends it.  Otherwise it prints a block of lines
+    for each update.  It ends with the mount: with 0 when that was unmounted, with 1 when its daemon
     has died or does not answer.
     """
     store_path = store_of(where)
@@ -90,7 +90,7 @@ def _status(store_path: Path) -> dict[str, Any]:
         MountError: there is none, or it does not answer.
     """
     answer = ask_daemon(store_path, "status")
-    problem = silence(store_path) if answer is None else answer.get("error")
+    problem = why_no_answer(store_path) if answer is None else answer.get("error")
     if answer is None or problem is not None:
         raise MountError(f"{store_path} can't be watched: {problem}")
     return answer
@@ -180,12 +180,12 @@ def _after(store_path: Path, before: dict[str, Any]) -> dict[str, Any]:
 def _ended(store_path: Path, mountpoint: Path) -> _Ended:
     lock = DaemonLock(store_path)
     deadline_s = time.monotonic() + _END_WAIT_S
-    while lock.held_elsewhere():
+    while lock.is_mounted():
         if time.monotonic() > deadline_s:
             return _Ended("the daemon does not answer", 1)
         time.sleep(_END_POLL_S)
-    if find_mount(mountpoint) is not None:
-        return _Ended(f"the daemon has died; {mountpoint} is stale, mount it again", 1)
+    if mounts_of(store_path):
+        return _Ended(why_no_answer(store_path), 1)
     return _Ended(f"{mountpoint} was unmounted", 0)
 
 

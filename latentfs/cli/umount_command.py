@@ -29,9 +29,11 @@ _DAEMON_END_WAIT_S = 15.0
     metavar="FILE",
     help="Settings file that names the mount point.",
 )
-@click.option("--lazy", is_flag=True, help="Even if in use; programs keep what they have open.")
+@click.option("--lazy", is_flag=True, help="Detach even if in use; programs keep their open files.")
 @click.option(
-    "--stale", is_flag=True, help="Only if its daemon is dead; else, or if there is none, nothing."
+    "--stale",
+    is_flag=True,
+    help="Unmount only a mount whose daemon is dead; otherwise do nothing.",
 )
 def command(mountpoint: Path | None, config_file: Path | None, lazy: bool, stale: bool) -> None:
     """Unmount what latentfs mounted on MOUNTPOINT; returns when its daemon has ended."""
@@ -49,7 +51,7 @@ def command(mountpoint: Path | None, config_file: Path | None, lazy: bool, stale
         return
     lock = DaemonLock(Path(entry.source))
     deadline_s = time.monotonic() + _DAEMON_END_WAIT_S
-    while lock.held_elsewhere():
+    while lock.is_mounted():
         if time.monotonic() > deadline_s:
             raise MountError(
                 f"{where} is unmounted, but its daemon still runs after "

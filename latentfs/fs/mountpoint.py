@@ -23,6 +23,7 @@ __all__ = [
     "check_mountpoint",
     "find_mount",
     "may_allow_other",
+    "mounts_of",
     "resolve_mountpoint",
     "unmount",
     "unmount_if_stale",
@@ -105,6 +106,12 @@ def find_mount(path: Path) -> MountEntry | None:
     """Return what is mounted on *path* itself, without touching a file system that may hang."""
     wanted = str(resolve_mountpoint(path))
     return next((m for m in reversed(list(_mounts())) if m.mountpoint == wanted), None)
+
+
+def mounts_of(store: Path) -> list[MountEntry]:
+    """Return the mounts of the store at *store*, whoever is behind them; nothing is touched."""
+    source = os.path.realpath(store)
+    return [m for m in _mounts() if m.type == FILESYSTEM_TYPE and m.source == source]
 
 
 def check_mountpoint(path: Path, *, store_path: Path) -> None:

@@ -66,6 +66,31 @@ def test_status_fits_a_screen(watched: Mount) -> None:
         assert text in screen
 
 
+def test_status_says_that_a_daemon_has_died_and_what_to_do(mount: Mount) -> None:
+    mount.end(signal.SIGKILL)
+    for where in (mount.store, mount.path):
+        status = json.loads(latentfs("status", where, "--json").stdout)
+        assert not status["mounted"]
+        assert "its daemon has died" in status["daemon_problem"]
+        assert f"latentfs umount {mount.path}" in status["daemon_problem"]
+        assert "its daemon has died" in latentfs("status", where).stdout
+    latentfs("umount", mount.path)
+    assert "the store is not mounted" in latentfs("status", mount.store).stdout
+
+
+def test_a_command_that_keeps_the_store_unmounted_is_no_daemon_that_hangs(store: Path) -> None:
+    with DaemonLock(store).held_by("fsck --repair"):
+        status = json.loads(latentfs("status", store, "--json").stdout)
+        watched = latentfs("top", store, check=False)
+        checked = latentfs("fsck", store)
+    told = f"in use by latentfs fsck --repair (process {os.getpid()})"
+    assert not status["mounted"]
+    assert told in status["daemon_problem"]
+    assert told in watched.stderr
+    assert told in checked.stderr
+    assert "mounted;" not in checked.stderr
+
+
 def test_status_counts_operations_by_name_and_reads_by_tier(watched: Mount) -> None:
     status = watched.full_status()
     assert status["operations"]["lookup"]["count"] > 0
@@ -135,11 +160,11 @@ def test_top_says_that_a_daemon_has_died(mount: Mount) -> None:
         assert "has died" in told
     done = latentfs("top", mount.store, check=False)
     assert done.returncode == 1
-    assert "the store is not mounted" in done.stderr
+    assert "its daemon has died" in done.stderr
     # The mount is dead now: what it would show is found in the store, without waiting for it.
     (facts,) = explained(mount.path / "pictures" / "000.png")
     assert facts["kind"] == "latent picture"
-    assert facts["daemon_problem"] == "the store is not mounted"
+    assert "its daemon has died" in facts["daemon_problem"]
 
 
 def test_top_on_a_terminal_is_one_screen_that_q_ends(watched: Mount) -> None:

@@ -1,5 +1,6 @@
 """One daemon a store, for as long as it lives and no longer."""
 
+import errno
 import fcntl
 import os
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from latentfs.errors import StoreLockedError
+from latentfs.store import daemon_lock
 from latentfs.store.daemon_lock import DaemonLock
 
 HOLD = """
@@ -68,6 +70,26 @@ def test_release(tmp_path):
     second.release()
 
 
+def test_a_command_that_holds_it_is_told_from_a_daemon(tmp_path, holder):
+    daemons, commands = DaemonLock(tmp_path), DaemonLock(tmp_path / "other")
+    assert daemons.is_mounted()
+    assert daemons.used_by() is None
+    (tmp_path / "other").mkdir()
+    assert commands.used_by() is None
+    with DaemonLock(tmp_path / "other").held_by("fsck --repair"):
+        assert commands.used_by() == f"latentfs fsck --repair (process {os.getpid()})"
+        assert commands.held_elsewhere()
+        assert not commands.is_mounted()
+    assert commands.used_by() is None
+
+
+def test_a_mount_point_is_not_taken_for_a_command(tmp_path):
+    lock = DaemonLock(tmp_path)
+    lock.acquire(mountpoint=Path("/a, latentfs b"))
+    assert DaemonLock(tmp_path).is_mounted()
+    lock.release()
+
+
 def test_a_look_at_the_lock_keeps_no_daemon_from_taking_it(tmp_path):
     """As of latentfs status, which holds it for a moment."""
     lock = DaemonLock(tmp_path)
@@ -105,3 +127,29 @@ def test_a_full_disk_does_not_keep_the_lock_from_being_taken(tmp_path, monkeypat
     lock.acquire(mountpoint=Path("/a"))
     assert DaemonLock(tmp_path).held_elsewhere()
     lock.release()
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_medium_that_can_not_be_written_needs_no_file(tmp_path, monkeypatch, there):
+    """Where there is one, it excludes others that see the store as one that can be written."""
+
+    def refuse(path):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(daemon_lock, "open_file", refuse)
+    if there:
+        (tmp_path / "daemon.lock").write_text("left")
+    first, second = DaemonLock(tmp_path), DaemonLock(tmp_path)
+    first.acquire(mountpoint=Path("/a"))
+    assert second.held_elsewhere() == there
+    if there:
+        with pytest.raises(StoreLockedError, match="mounted already"):
+            second.acquire(mountpoint=Path("/b"))
+    first.release()
+    assert not second.held_elsewhere()
+    assert [path.read_text() for path in tmp_path.iterdir()] == (["left"] if there else [])
+
+
+def test_where_it_can_not_be_made_otherwise_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        DaemonLock(tmp_path / "missing").acquire(mountpoint=Path("/a"))
