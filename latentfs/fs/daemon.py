@@ -78,6 +78,7 @@ _ENDING_S = 60.0
 # At SIGTERM: for what a renderer has, and then for readers to fetch the bytes.
 _DRAIN_S = 2.0
 _ANSWERS_S = 0.3
+_ASK_AGAIN_S = 1.0
 # A self-read that waits behind readers may take as long as they do, and this much more.
 _LATE_AFTER_S = 20.0
 
@@ -299,10 +300,7 @@ class _Daemon:
     async def _become_ready(self, parts: MountParts, health: Health) -> None:
         # The kernel takes up its own settings with the first answer, in place of what was set
         # before.
-        try:
-            await SelfRead(self._mountpoint)()
-        except (MountError, OSError, RuntimeError) as error:  # a thread that can't be started, too
-            log.warning("the mount may not be ready yet: %s", error)
+        await self._wait_for_an_answer()
         try:
             await trio.to_thread.run_sync(tune, self._mountpoint)
         except RuntimeError as error:
@@ -317,6 +315,21 @@ class _Daemon:
             nursery.start_soon(
                 functools.partial(feed_watchdog, self._notifier, health, status_text=tell)
             )
+
+    async def _wait_for_an_answer(self) -> None:
+        """Return when the mount has answered its own daemon, or can't be asked."""
+        self_read = SelfRead(self._mountpoint)
+        while True:
+            try:
+                await self_read()
+            except MountError as error:
+                log.warning("the mount is not ready yet: %s", error)
+                await trio.sleep(_ASK_AGAIN_S)
+            except (OSError, RuntimeError) as error:  # a thread that can't be started, too
+                log.warning("the mount may not be ready yet, it can't be asked: %s", error)
+                return
+            else:
+                return
 
     # Signals
 
@@ -355,13 +368,17 @@ class _Daemon:
             await self._reload(live)
 
     async def _reload(self, live: LiveSettings) -> None:
-        self._notifier.reloading()
+        # What ends with READY=1 would tell of a mount that is not ready yet.
+        is_told = self._is_tuned
+        if is_told:
+            self._notifier.reloading()
         try:
             self._callbacks.log_output.reopen()
             await live.reload()
         except Exception:  # whatever is wrong with a file, the mount goes on
             log.exception("the reload failed unexpectedly")
-        self._notifier.ready()
+        if is_told:
+            self._notifier.ready()
 
     def _live_settings(self, parts: MountParts) -> LiveSettings:
         def set_render_timeout(timeout_s: float) -> None:
