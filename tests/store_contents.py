@@ -12,7 +12,7 @@ from latentfs.latents.recipe import Recipe
 from latentfs.store.fsck import Problem, check_store
 from latentfs.store.records import Inode, LatentContent, Source, VaeRecord
 from latentfs.store.store import Store
-from latentfs.store.transaction import Transaction
+from latentfs.store.transaction import Transaction, pack_blob
 
 __all__ = [
     "FILE_MODE",
@@ -67,17 +67,16 @@ def add_picture(
     """Add a picture as an import does; the VAE of RECIPE and *recipe* are added with it."""
     transaction.put_vae("tiny", VAE)
     _, height, width = latent.shape
+    kept = None if metadata is None else transaction.add_blob(pack_blob(metadata))
     content = LatentContent(
         payload=transaction.add_payload(latent.digest(), payload_codec.encode(latent)),
         recipe=transaction.put_recipe(recipe),
         framing=Framing.png(),
-        chunks=tuple(transaction.add_blob(chunk) for chunk in chunks),
+        chunks=tuple(transaction.add_blob(pack_blob(chunk)) for chunk in chunks),
         rendition_sha256=bytes(32),
         width=width * _FACTOR,
         height=height * _FACTOR,
-        source=Source(
-            "a.latent", "comfyui", 0, None if metadata is None else transaction.add_blob(metadata)
-        ),
+        source=Source("a.latent", "comfyui", 0, kept),
     )
     inode = Inode(FILE_MODE, 0, 0, 1, size_bytes, 0, 0, content)
     return transaction.add_file(parent_ino, name, inode)

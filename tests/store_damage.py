@@ -14,6 +14,7 @@ from latentfs.store.file_transaction import FileTransaction
 from latentfs.store.records import Inode, LatentFileContent
 from latentfs.store.snapshot import Decoders
 from latentfs.store.store import Store
+from latentfs.store.transaction import pack_blob
 
 __all__ = ["LATENT_A", "LATENT_B", "NOISE", "Damage", "copied_rows", "fill"]
 
@@ -44,7 +45,7 @@ def fill(store: Store) -> Store:
         payload = files.payload_of_digest(LATENT_A.digest())
         assert payload is not None
         files.truncate(latent, files.require(latent), size_bytes=4 + LATENT_A.nbytes)
-        parts = LatentFileContent((payload,), files.add_blob(b"rest"), 2, False)
+        parts = LatentFileContent((payload,), files.add_blob(pack_blob(b"rest")), 2, False)
         files.make_latent(latent, files.require(latent), parts)
         files.finish()
     return store

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import stat
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +17,36 @@ from latentfs.latents import payload as payload_codec
 from latentfs.render.job_queue import RenderJob
 from latentfs.render.protocol import Rendered, RenderRequest
 from latentfs.store.records import Inode, LatentContent, VaeRecord
-from latentfs.store.transaction import Transaction
+from latentfs.store.snapshot import PackedBlob, Snapshot
+from latentfs.store.transaction import Transaction, pack_blobs
 from latentfs.store.vae_files import vae_folder
 
-__all__ = ["Owner", "RenderedPicture", "add_picture", "job_for_picture"]
+__all__ = [
+    "Owner",
+    "PackedMetadata",
+    "RenderedPicture",
+    "add_picture",
+    "job_for_picture",
+    "pack_metadata",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class PackedMetadata:
+    """The metadata of a picture as it is kept.
+
+    Attributes:
+        chunks: that are in the file.
+        source: what the latent file has besides, if anything.
+    """
+
+    chunks: tuple[PackedBlob, ...]
+    source: PackedBlob | None
+
+    @property
+    def size_bytes(self) -> int:
+        blobs = self.chunks if self.source is None else (*self.chunks, self.source)
+        return sum(len(blob.frame) for blob in blobs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +55,13 @@ class RenderedPicture:
 
     picture: Picture
     payload: bytes
+    metadata: PackedMetadata
     report: Rendered
+
+    @property
+    def stored_bytes(self) -> int:
+        """About what it takes in the store, if the store has nothing of it yet."""
+        return len(self.payload) + self.metadata.size_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +102,20 @@ def job_for_picture(
     )
 
 
+def pack_metadata(
+    read: Callable[[], AbstractContextManager[Snapshot]], picture: Picture
+) -> PackedMetadata:
+    """Compress the metadata of a picture.
+
+    Takes up to a second a megabyte: to be called in a thread.
+
+    Args:
+        read: opens a view of the store.
+    """
+    source = () if picture.metadata is None else pack_blobs(read, [picture.metadata])
+    return PackedMetadata(pack_blobs(read, picture.chunks), next(iter(source), None))
+
+
 def add_picture(
     transaction: Transaction,
     parent_ino: int,
@@ -78,18 +126,18 @@ def add_picture(
     owner: Owner,
 ) -> None:
     """Make the file of a rendered picture; *name* must be free."""
-    picture, report = rendered.picture, rendered.report
-    metadata = None if picture.metadata is None else transaction.add_blob(picture.metadata)
+    picture, metadata, report = rendered.picture, rendered.metadata, rendered.report
+    source = None if metadata.source is None else transaction.add_blob(metadata.source)
     content = LatentContent(
         payload=transaction.add_payload(picture.identity.digest, rendered.payload),
         # Another than was asked for where the latent, or the memory, did not allow that.
         recipe=transaction.put_recipe(report.recipe or picture.recipe),
         framing=framing,
-        chunks=tuple(transaction.add_blob(chunk) for chunk in picture.chunks),
+        chunks=tuple(transaction.add_blob(chunk) for chunk in metadata.chunks),
         rendition_sha256=report.sha256,
         width=report.width,
         height=report.height,
-        source=msgspec.structs.replace(picture.source, metadata=metadata),
+        source=msgspec.structs.replace(picture.source, metadata=source),
         pixel_data_sha256=report.pixel_data_sha256,
     )
     inode = Inode(

@@ -33,21 +33,28 @@ from latentfs.errors import (
     VaeNotFoundError,
 )
 from latentfs.images.framing import Framing
-from latentfs.ingest.addition import Owner, RenderedPicture, add_picture, job_for_picture
+from latentfs.ingest.addition import (
+    Owner,
+    PackedMetadata,
+    RenderedPicture,
+    add_picture,
+    job_for_picture,
+    pack_metadata,
+)
 from latentfs.ingest.copies import CopyFinder
 from latentfs.ingest.discover import Candidate
 from latentfs.ingest.preparation import ImportOptions, Picture, Preparation
 from latentfs.ingest.room import free_name
 from latentfs.latents.taken_apart import TakenApart, take_apart
-from latentfs.render.job_queue import Priority
+from latentfs.render.job_queue import Priority, RenderJob
 from latentfs.render.scheduler import Scheduler
 from latentfs.store.file_transaction import FileTransaction
 from latentfs.store.latent_files import latent_file_parts
 from latentfs.store.live_store import LiveStore
 from latentfs.store.records import Inode, LatentFileContent, VaeRecord
-from latentfs.store.snapshot import Snapshot, blob_id
+from latentfs.store.snapshot import PackedBlob, Snapshot
 from latentfs.store.tables import ROOT_INO
-from latentfs.store.transaction import pack_blob
+from latentfs.store.transaction import pack_blobs
 
 __all__ = ["UNDEVELOPED_XATTR", "VAE_XATTR", "Developer", "DeveloperStatistics"]
 
@@ -101,6 +108,23 @@ class _Finished:
     inode: Inode
     parent_ino: int
     name: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Developed:
+    """A latent file that is ready to be kept as its latents.
+
+    Attributes:
+        data: its bytes.
+        apart: the same, taken apart.
+        rest: what is left without the latents, as it is kept.
+        rendered: its pictures.
+    """
+
+    data: bytes
+    apart: TakenApart
+    rest: PackedBlob
+    rendered: list[RenderedPicture]
 
 
 class Developer:
@@ -282,13 +306,12 @@ class Developer:
         copy = await self._copies.find(data)
         if copy is None:
             return
-        packed = await _packed(*copy.metadata)
+        metadata = await self._packed(*copy.metadata)
         await self._store.may_change()
         with self._store.change(adds_bytes=len(data)) as transaction:
-            transaction.packed_blobs = packed
             if not transaction.has_all_of(copy.of) or not self._is_unchanged(transaction, file):
                 return
-            for blob in copy.metadata:
+            for blob in metadata:
                 transaction.add_blob(blob)
             transaction.make_latent(file.ino, transaction.require(file.ino), copy.content)
         self._copies_total += 1
@@ -313,36 +336,34 @@ class Developer:
             vae_name, vae = _vae_for(snapshot, file.parent_ino, apart)
         pictures = _pictures_of(apart, file, vae_name, vae)
         rendered = [await self._render(picture, vae) for picture in pictures]
-        metadata = (picture.metadata for picture in pictures if picture.metadata is not None)
-        chunks = (chunk for picture in pictures for chunk in picture.chunks)
-        packed = await _packed(apart.rest, *metadata, *chunks)
+        (rest,) = await self._packed(apart.rest)
+        developed = _Developed(data, apart, rest, rendered)
         await self._store.may_change()
         adds_bytes = 4096 + sum(len(picture.payload) for picture in rendered)
         with self._store.change(adds_bytes=adds_bytes, announced=True) as transaction:
-            transaction.packed_blobs = packed
             is_unchanged = self._is_unchanged(transaction, file)
             if is_unchanged:
-                self._commit(transaction, file, data, apart, rendered)
+                self._commit(transaction, file, developed)
         return is_unchanged
 
     async def _render(self, picture: Picture, vae: VaeRecord) -> RenderedPicture:
-        job = await trio.to_thread.run_sync(
-            job_for_picture, self._store.path, vae, _FRAMING, picture
-        )
-        rendition = await self._scheduler.render(job, priority=Priority.IMPORT)
-        return RenderedPicture(picture, job.bulk[0], rendition.report)
+        read = self._store.read_in_thread()
 
-    def _commit(
-        self,
-        transaction: FileTransaction,
-        file: _Finished,
-        data: bytes,
-        apart: TakenApart,
-        rendered: list[RenderedPicture],
-    ) -> None:
+        def compressed() -> tuple[RenderJob, PackedMetadata]:
+            job = job_for_picture(self._store.path, vae, _FRAMING, picture)
+            return job, pack_metadata(read, picture)
+
+        job, metadata = await trio.to_thread.run_sync(compressed)
+        rendition = await self._scheduler.render(job, priority=Priority.IMPORT)
+        return RenderedPicture(picture, job.bulk[0], metadata, rendition.report)
+
+    async def _packed(self, *blobs: bytes) -> tuple[PackedBlob, ...]:
+        return await trio.to_thread.run_sync(pack_blobs, self._store.read_in_thread(), blobs)
+
+    def _commit(self, transaction: FileTransaction, file: _Finished, developed: _Developed) -> None:
         inode = transaction.require(file.ino)
         owner = Owner(inode.uid, inode.gid, stat.S_IMODE(inode.mode) & 0o666)
-        for made in rendered:
+        for made in developed.rendered:
             source = msgspec.structs.replace(made.picture.source, developed_in=file.parent_ino)
             # Programs set the times of a file after they have closed it.
             picture = dataclasses.replace(made.picture, source=source, mtime_ns=inode.mtime_ns)
@@ -358,11 +379,11 @@ class Developer:
                 )
         payloads = tuple(
             transaction.add_payload(picture.picture.identity.digest, picture.payload)
-            for picture in rendered
+            for picture in developed.rendered
         )
-        rest = transaction.add_blob(apart.rest)
+        rest, apart = transaction.add_blob(developed.rest), developed.apart
         content = LatentFileContent(payloads, rest, apart.offset, apart.packed)
-        _require_bytes(transaction, content, data)
+        _require_bytes(transaction, content, developed.data)
         transaction.make_latent(file.ino, inode, content)
         transaction.note_xattr(file.ino, UNDEVELOPED_XATTR, None)
 
@@ -387,11 +408,6 @@ def _require_bytes(transaction: FileTransaction, content: LatentFileContent, dat
             f"payloads {content.payloads} and metadata blob {content.rest.hex()} give other bytes "
             "than were written; run latentfs fsck"
         )
-
-
-async def _packed(*blobs: bytes) -> dict[bytes, bytes]:
-    """Compress metadata blobs, in a thread."""
-    return await trio.to_thread.run_sync(lambda: {blob_id(b): pack_blob(b) for b in blobs})
 
 
 def _reason(error: LatentfsError) -> bytes:

@@ -9,17 +9,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import trio
 
 from latentfs.errors import LatentfsError, NoRendererError
-from latentfs.ingest.addition import Owner, RenderedPicture, add_picture, job_for_picture
+from latentfs.ingest.addition import (
+    Owner,
+    PackedMetadata,
+    RenderedPicture,
+    add_picture,
+    job_for_picture,
+    pack_metadata,
+)
 from latentfs.ingest.conflicts import Conflict, resolve
 from latentfs.ingest.discover import Candidate
 from latentfs.ingest.preparation import ImportOptions, Picture, Preparation
-from latentfs.render.job_queue import Priority
+from latentfs.render.job_queue import Priority, RenderJob
 from latentfs.render.scheduler import Scheduler
 from latentfs.store.store import Store
 from latentfs.store.transaction import Transaction
@@ -28,6 +36,8 @@ __all__ = ["Added", "AlreadyThere", "Importer", "Outcome", "Refused"]
 
 _PARALLEL_FILES = 4
 _GROUP_FILES = 64
+# As much as a mount gathers for one commit: nobody else can write meanwhile.
+_GROUP_BYTES = 16 << 20
 _GROUP_AGE_S = 1.0
 
 
@@ -137,16 +147,20 @@ class Importer:
         if self._settled_by_conflict(picture):
             return
         try:
-            job = await trio.to_thread.run_sync(
-                job_for_picture, self._store.path, self._vae, picture.identity.framing, picture
-            )
+            job, metadata = await trio.to_thread.run_sync(self._compressed, picture)
             rendition = await scheduler.render(job, priority=Priority.IMPORT)
         except NoRendererError:
             raise  # no file after this one fares better
         except LatentfsError as error:
             self._report(Refused(picture.path, _reason(error, picture.path)))
             return
-        await rendered.send(RenderedPicture(picture, job.bulk[0], rendition.report))
+        await rendered.send(RenderedPicture(picture, job.bulk[0], metadata, rendition.report))
+
+    def _compressed(self, picture: Picture) -> tuple[RenderJob, PackedMetadata]:
+        """Compress all that is to be stored of a picture; takes as long as that is much."""
+        framing = picture.identity.framing
+        job = job_for_picture(self._store.path, self._vae, framing, picture)
+        return job, pack_metadata(self._store.read, picture)
 
     def _settled_by_conflict(self, picture: Picture) -> bool:
         """Whether the picture needs no render: it is there already, or may not replace another."""
@@ -182,13 +196,11 @@ class Importer:
 
     async def _commit_groups(self, to_commit: trio.MemoryReceiveChannel[RenderedPicture]) -> None:
         async for first in to_commit:
-            group = [first]
-            with trio.move_on_after(_GROUP_AGE_S):
-                while len(group) < _GROUP_FILES:
-                    try:
-                        group.append(await to_commit.receive())
-                    except trio.EndOfChannel:
-                        break
+            group, group_bytes = [first], first.stored_bytes
+            with trio.move_on_after(_GROUP_AGE_S), suppress(trio.EndOfChannel):
+                while len(group) < _GROUP_FILES and group_bytes < _GROUP_BYTES:
+                    group.append(await to_commit.receive())
+                    group_bytes += group[-1].stored_bytes
             await self._commit(group)
 
     async def _commit(self, group: list[RenderedPicture]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TypeVar
 
 import msgspec
@@ -17,7 +18,7 @@ from latentfs.store import chunks, tables
 from latentfs.store.records import Change, Inode, LatentContent, Totals, VaeRecord
 from latentfs.store.rows import Rows, Value
 
-__all__ = ["Snapshot", "blob_id", "check_name", "split_path"]
+__all__ = ["PackedBlob", "Snapshot", "blob_id", "check_name", "split_path"]
 
 T = TypeVar("T")
 
@@ -73,6 +74,40 @@ def check_name(name: str) -> bytes:
 def blob_id(data: bytes) -> bytes:
     """Return the 16 bytes that name a metadata blob: a hash of its bytes."""
     return hashlib.blake2b(data, digest_size=16).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class PackedBlob:
+    """A metadata blob as it is kept.
+
+    Attributes:
+        id: the hash of its bytes.
+        frame: its bytes, compressed.
+    """
+
+    id: bytes
+    frame: bytes
+
+
+def _unpacked(blob: bytes, frame: Value) -> bytes:
+    """Return the bytes of the metadata blob of that id.
+
+    Raises:
+        StoreCorruptError: they are others, or none.
+    """
+    try:
+        data = zstandard.ZstdDecompressor().decompress(
+            frame, max_output_size=_METADATA_BLOB_BYTES_MAX
+        )
+    except zstandard.ZstdError as error:
+        raise StoreCorruptError(
+            f"metadata blob {blob.hex()} can't be decompressed ({error}); run latentfs fsck"
+        ) from error
+    if blob_id(data) != blob:
+        raise StoreCorruptError(
+            f"metadata blob {blob.hex()} does not hash to its name; run latentfs fsck"
+        )
+    return data
 
 
 class Snapshot:
@@ -230,21 +265,18 @@ class Snapshot:
             StoreCorruptError: it is damaged.
         """
         value = self._get("metadata", tables.blob_key(blob))
+        return None if value is None else _unpacked(blob, value)
+
+    def packed_blob(self, blob: bytes) -> PackedBlob | None:
+        """Return the metadata blob of that id as it is kept, None where it's missing or damaged."""
+        value = self._get("metadata", tables.blob_key(blob))
         if value is None:
             return None
         try:
-            data = zstandard.ZstdDecompressor().decompress(
-                value, max_output_size=_METADATA_BLOB_BYTES_MAX
-            )
-        except zstandard.ZstdError as error:
-            raise StoreCorruptError(
-                f"metadata blob {blob.hex()} can't be decompressed ({error}); run latentfs fsck"
-            ) from error
-        if blob_id(data) != blob:
-            raise StoreCorruptError(
-                f"metadata blob {blob.hex()} does not hash to its name; run latentfs fsck"
-            )
-        return data
+            _unpacked(blob, value)
+        except StoreCorruptError:
+            return None
+        return PackedBlob(blob, bytes(value))
 
     def blob_bytes(self, blob: bytes) -> int | None:
         """Return the length of `blob` without decompressing it."""

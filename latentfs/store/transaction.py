@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import stat
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 
 import msgspec
 import zstandard
@@ -19,29 +20,46 @@ from latentfs.latents.recipe import Recipe
 from latentfs.store import chunks, tables
 from latentfs.store.records import Change, Inode, VaeRecord
 from latentfs.store.rows import Rows
-from latentfs.store.snapshot import Snapshot, blob_id, split_path
+from latentfs.store.snapshot import PackedBlob, Snapshot, blob_id, split_path
 
-__all__ = ["Transaction", "pack_blob"]
+__all__ = ["Transaction", "pack_blob", "pack_blobs"]
 
 _DIRECTORY_MODE = stat.S_IFDIR | 0o755
 _METADATA_LEVEL = 19
 
 
-def pack_blob(data: bytes) -> bytes:
-    """Return a metadata blob as it is kept: prompts and workflows are text, and written once."""
-    return zstandard.ZstdCompressor(level=_METADATA_LEVEL).compress(data)
+def pack_blob(data: bytes) -> PackedBlob:
+    """Compress a metadata blob: prompts and workflows are text, and written once.
+
+    Takes up to a second a megabyte: to be called in a thread.
+    """
+    frame = zstandard.ZstdCompressor(level=_METADATA_LEVEL).compress(data)
+    return PackedBlob(blob_id(data), frame)
+
+
+def pack_blobs(
+    read: Callable[[], AbstractContextManager[Snapshot]], blobs: Iterable[bytes]
+) -> tuple[PackedBlob, ...]:
+    """Compress metadata blobs that the store lacks; many pictures have one workflow.
+
+    To be called in a thread, as :func:`pack_blob`.
+
+    Args:
+        read: opens a view of the store.
+    """
+    packed = []
+    for data in blobs:
+        with read() as snapshot:
+            stored = snapshot.packed_blob(blob_id(data))
+        packed.append(stored or pack_blob(data))
+    return tuple(packed)
 
 
 class Transaction(Snapshot):
-    """A write transaction; made by :meth:`latentfs.store.store.Store.write`.
-
-    Attributes:
-        packed_blobs: metadata blobs by id that :func:`pack_blob` has compressed already.
-    """
+    """A write transaction; made by :meth:`latentfs.store.store.Store.write`."""
 
     def __init__(self, rows: Rows) -> None:
         super().__init__(rows)
-        self.packed_blobs: Mapping[bytes, bytes] = {}
         self._totals_before = self._totals = self.totals()
         self._removed: list[tuple[int, bytes, int]] = []
         self._attributes: set[int] = set()
@@ -220,25 +238,17 @@ class Transaction(Snapshot):
             self._put("payloads", tables.payload_key(number, row), piece)
         self._totals = self._totals.plus(payload_bytes=len(payload) - len(stored))
 
-    def add_blob(self, data: bytes) -> bytes:
+    def add_blob(self, blob: PackedBlob) -> bytes:
         """Store a metadata blob unless it is stored intact; return its id.
 
-        Its reference count starts at 0, as that of a payload.  Compressing it takes up to a second
-        a megabyte, unless it is among *packed_blobs*.
+        Its reference count starts at 0, as that of a payload.
         """
-        blob = blob_id(data)
-        if not self._has_intact_blob(blob):
-            packed = self.packed_blobs.get(blob) or pack_blob(data)
-            self._put("metadata", tables.blob_key(blob), packed)
-        if self._get("metadata", tables.blob_references_key(blob)) is None:
-            self._put("metadata", tables.blob_references_key(blob), bytes(8))
-        return blob
-
-    def _has_intact_blob(self, blob: bytes) -> bool:
-        try:
-            return self.blob(blob) is not None
-        except StoreCorruptError:
-            return False
+        key = tables.blob_key(blob.id)
+        if self._get("metadata", key) != blob.frame and self.packed_blob(blob.id) is None:
+            self._put("metadata", key, blob.frame)
+        if self._get("metadata", tables.blob_references_key(blob.id)) is None:
+            self._put("metadata", tables.blob_references_key(blob.id), bytes(8))
+        return blob.id
 
     def _count_references(self, inode: Inode, change: int) -> None:
         for payload in inode.payloads:

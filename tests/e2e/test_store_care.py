@@ -12,6 +12,7 @@ from latentfs.images.drift import ENVIRONMENT_VARIABLE
 from latentfs.store import tables
 from latentfs.store.daemon_lock import DaemonLock
 from latentfs.store.store import Store
+from latentfs.store.transaction import pack_blob
 
 PICTURES = 3
 
@@ -91,7 +92,7 @@ def test_gc(filled):
     with Store.open(filled, writable=True) as store:
         for _ in range(3):
             with store.write() as transaction:
-                transaction.add_blob(os.urandom(1_000_000))
+                transaction.add_blob(pack_blob(os.urandom(1_000_000)))
         assert call("fsck", filled).status == 1
     call("fsck", filled, "--repair").checked()
     (filled / "vae" / "stranger").mkdir()

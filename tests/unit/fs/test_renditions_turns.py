@@ -31,6 +31,7 @@ from latentfs.render.protocol import Failed, RenderRequest
 from latentfs.render.scheduler import Scheduler
 from latentfs.store.records import Inode, LatentContent, Source, VaeRecord
 from latentfs.store.store import Store
+from latentfs.store.transaction import pack_blob
 
 TIMEOUT_S = 10.0
 QUEUED_MAX = 64
@@ -54,7 +55,7 @@ def add_picture(store: Store, name: str, *, recipe: Recipe = RECIPE) -> Picture:
             payload=transaction.add_payload(latent.digest(), payload_codec.encode(latent)),
             recipe=transaction.put_recipe(recipe),
             framing=Framing.png(),
-            chunks=(transaction.add_blob(name.encode()),),
+            chunks=(transaction.add_blob(pack_blob(name.encode())),),
             rendition_sha256=hashlib.sha256(DATA).digest(),
             width=8,
             height=8,

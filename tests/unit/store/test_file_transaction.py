@@ -26,6 +26,7 @@ from latentfs.store.rows import Layer, LayeredRows
 from latentfs.store.snapshot import Snapshot
 from latentfs.store.store import Store
 from latentfs.store.tables import CHUNK_BYTES, ROOT_INO
+from latentfs.store.transaction import pack_blob
 
 LONG_AGO_NS = 1_000_000_000
 FILE = Inode(stat.S_IFREG | 0o644, 1, 2, 1, 0, LONG_AGO_NS, LONG_AGO_NS)
@@ -396,7 +397,7 @@ def test_a_latent_file_is_kept_as_its_payload_until_it_is_written_into(changed):
     latent = picture_latent(3)
     with changed.change() as transaction:
         payload = transaction.add_payload(latent.digest(), payload_codec.encode(latent))
-        rest = transaction.add_blob(b"the rest of the file")
+        rest = transaction.add_blob(pack_blob(b"the rest of the file"))
         # A batch may hold the same latent twice.
         content = LatentFileContent((payload, payload), rest, 0, False)
         transaction.make_latent(file, transaction.require(file), content)

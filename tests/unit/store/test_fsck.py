@@ -14,6 +14,7 @@ from latentfs.store.fsck import CHECKS, check_store, orphans_to_discard, steps
 from latentfs.store.records import Totals, VaeFile
 from latentfs.store.snapshot import blob_id
 from latentfs.store.store import Store
+from latentfs.store.transaction import pack_blob
 
 A, B = LATENT_A, LATENT_B
 
@@ -211,7 +212,7 @@ def test_metadata_without_a_reference_count(store, damage):
 
 def test_metadata_that_no_file_uses(store):
     with store.write() as transaction:
-        transaction.add_blob(b"unused")
+        transaction.add_blob(pack_blob(b"unused"))
     only(store, "metadata", "no file uses")
 
 

@@ -20,6 +20,7 @@ from latentfs.store.file_transaction import FileTransaction
 from latentfs.store.fsck.repair import repair_store
 from latentfs.store.snapshot import blob_id
 from latentfs.store.store import Store
+from latentfs.store.transaction import pack_blob
 
 ROOT = tables.ROOT_INO
 
@@ -300,7 +301,7 @@ def test_what_no_file_uses_is_removed(store):
     with store.write() as transaction:
         unused = picture_latent(3)
         transaction.add_payload(unused.digest(), payload_codec.encode(unused))
-        transaction.add_blob(b"unused")
+        transaction.add_blob(pack_blob(b"unused"))
     repaired(store, "payload-references", "metadata", "totals")
 
 

@@ -13,6 +13,7 @@ from latentfs.store import tables
 from latentfs.store.records import Totals
 from latentfs.store.snapshot import blob_id, check_name, split_path
 from latentfs.store.store import Store
+from latentfs.store.transaction import pack_blob
 
 ROOT = tables.ROOT_INO
 TAIL, PAGE, HEAD = 994, 4096, 16
@@ -148,8 +149,8 @@ def test_pages_of_removed_pictures_are_used_again(store):
 @pytest.mark.parametrize("data", [b"", b"x", b"workflow" * 100_000, bytes(range(256))])
 def test_metadata_comes_back(store, data):
     with store.write() as transaction:
-        blob = transaction.add_blob(data)
-        assert transaction.add_blob(data) == blob == blob_id(data)
+        blob = transaction.add_blob(pack_blob(data))
+        assert transaction.add_blob(pack_blob(data)) == blob == blob_id(data)
     with store.read() as snapshot:
         assert snapshot.blob(blob) == data
         assert list(snapshot.blobs()) == [(blob, 0)]
@@ -172,7 +173,7 @@ def test_metadata_is_shared_and_counted(store):
 
 def test_metadata_that_does_not_decompress(store):
     with store.write() as transaction:
-        blob = transaction.add_blob(b"prompt")
+        blob = transaction.add_blob(pack_blob(b"prompt"))
         transaction._put("metadata", tables.blob_key(blob), b"noise")
     with store.read() as snapshot, pytest.raises(StoreCorruptError, match=blob.hex()):
         snapshot.blob(blob)
@@ -189,7 +190,7 @@ def _flip_a_bit(store, blob):
 
 def test_metadata_with_a_flipped_bit_is_an_error_and_no_other_metadata(store):
     with store.write() as transaction:
-        blob = transaction.add_blob(b"a cat on a mat")
+        blob = transaction.add_blob(pack_blob(b"a cat on a mat"))
     assert zstandard.decompress(_flip_a_bit(store, blob)) == b"a aat on a mat"
     with store.read() as snapshot, pytest.raises(StoreCorruptError, match=blob.hex()):
         snapshot.blob(blob)
@@ -213,7 +214,7 @@ def test_storing_metadata_again_repairs_what_is_lost_of_it(store):
         add_picture(transaction, ROOT, b"a.png", picture_latent(1), chunks=(b"prompt",))
         transaction._rows.delete("metadata", tables.blob_key(blob_id(b"prompt")))
     with store.write() as transaction:
-        assert transaction.add_blob(b"prompt") == blob_id(b"prompt")
+        assert transaction.add_blob(pack_blob(b"prompt")) == blob_id(b"prompt")
     assert problems(store) == []
 
 
@@ -223,9 +224,9 @@ def test_intact_metadata_is_not_written_again(store):
     blob = blob_id(data)
     other_frame = zstandard.ZstdCompressor(level=1).compress(data)
     with store.write() as transaction:
-        transaction.add_blob(data)
+        transaction.add_blob(pack_blob(data))
         transaction._put("metadata", tables.blob_key(blob), other_frame)
-        transaction.add_blob(data)
+        transaction.add_blob(pack_blob(data))
         assert transaction._get("metadata", tables.blob_key(blob)) == other_frame
 
 
