@@ -173,11 +173,12 @@ def _is_stale(path: Path) -> bool:
 
 
 def unmount(path: Path, *, lazy: bool = False) -> None:
-    """Unmount *path* and wait until it is gone.
+    """Unmount *path*, which may be a link to a mount point, and wait until it is gone.
 
     Raises:
         MountError: nothing of ours is mounted there, or it is in use.
     """
+    path = resolve_mountpoint(path)  # umount(2) follows no links, nor does fusermount3
     mount = find_mount(path)
     if mount is None:
         raise MountError(f"nothing is mounted on {path}")

@@ -59,6 +59,25 @@ def test_a_linked_mount_point_is_found_by_its_real_path(tmp_path: Path) -> None:
     assert mountpoint.resolve_mountpoint(tmp_path / "link" / "below") == real / "below"
 
 
+def test_a_linked_mount_point_is_unmounted_by_its_real_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = tmp_path / "real"
+    real.mkdir()
+    (tmp_path / "link").symlink_to(real)
+    mounts = [mountpoint.MountEntry("0:44", str(real), "fuse.latentfs", "/srv/art.lfs")]
+    unmounted: list[Path] = []
+
+    def fusermount(path: Path, *, lazy: bool) -> None:
+        unmounted.append(path)
+        mounts.clear()
+
+    monkeypatch.setattr(mountpoint, "_mounts", lambda: iter(mounts))
+    monkeypatch.setattr(mountpoint, "_fusermount", fusermount)
+    unmount(tmp_path / "link")
+    assert unmounted == [real]
+
+
 def test_settings_that_can_not_be_written_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
