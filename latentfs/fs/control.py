@@ -8,6 +8,7 @@ source.  It belongs to the daemon's user, with mode 0600, and only that user and
 from __future__ import annotations
 
 import contextlib
+import errno
 import inspect
 import json
 import logging
@@ -64,11 +65,10 @@ async def serve_control(store_path: Path, commands: Mapping[str, Command]) -> As
 
     What can't be answered gets ``{"error": reason}``, and never ends the block.
     """
-    (store_path / _SOCKET_NAME).unlink(missing_ok=True)
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    with _short_path(store_path) as path, _umask(0o177):
-        listening.bind(path)
-    listening.listen(16)
+    listening = _bound_socket(store_path)
+    if listening is None:
+        yield
+        return
     listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
 
     async def answer(stream: trio.SocketStream) -> None:
@@ -86,6 +86,27 @@ async def serve_control(store_path: Path, commands: Mapping[str, Command]) -> As
         finally:
             nursery.cancel_scope.cancel()
             (store_path / _SOCKET_NAME).unlink(missing_ok=True)
+
+
+def _bound_socket(store_path: Path) -> socket.socket | None:
+    """Return the socket, to which programs can connect; None on a medium that can't be written."""
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        (store_path / _SOCKET_NAME).unlink(missing_ok=True)
+        with _short_path(store_path) as path, _umask(0o177):
+            listening.bind(path)
+    except OSError as error:
+        listening.close()
+        if error.errno != errno.EROFS:
+            raise
+        log.warning(
+            "latentfs status and top can't ask this mount: no socket can be made in %s, which is "
+            "on a read-only file system",
+            store_path,
+        )
+        return None
+    listening.listen(16)
+    return listening
 
 
 def _is_permitted(stream: trio.SocketStream) -> bool:
