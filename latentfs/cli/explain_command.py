@@ -57,7 +57,8 @@ def command(files: tuple[str, ...], as_json: bool) -> int:
             explained.append(_explain(file))
         except (LatentfsError, OSError) as error:
             failed += 1
-            click.echo(one_line(f"latentfs: {file}: {error}"), err=True)
+            reason = error.strerror if isinstance(error, OSError) else error
+            click.echo(one_line(f"latentfs: {file}: {reason}"), err=True)
     if as_json:
         click.echo(json.dumps(explained, indent=2))
     else:
@@ -73,7 +74,7 @@ def _explain(file: str) -> dict[str, Any]:
     problem = why_no_answer(place.store) if answer is None else answer.get("error")
     with Store.open(place.store) as store:
         if place.mount is not None and problem is None:
-            ino = _number(file, place)
+            ino = _number(place)
             facts = _facts(store, lambda snapshot: ino, wait_s=_ON_DISK_WAIT_S)
         else:
             facts = _facts(store, lambda snapshot: find_ino(snapshot, place.inside), wait_s=0.0)
@@ -93,12 +94,16 @@ def _explain(file: str) -> dict[str, Any]:
     }
 
 
-def _number(file: str, place: FilePlace) -> int:
+def _number(place: FilePlace) -> int:
     assert place.mount is not None
-    status = os.lstat(file)
+    assert place.path is not None
+    status = os.lstat(place.path)
     device = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
     if device != place.mount.device:
-        raise PathError("another file system is mounted above it")
+        raise PathError(
+            f"another file system is mounted in {place.mount.mountpoint} above it, or a link "
+            "leads to another file system"
+        )
     return status.st_ino
 
 
@@ -114,7 +119,7 @@ def _facts(
             if ino is not None and inode is not None:
                 return stored_facts(snapshot, ino, inode)
         if time.monotonic() >= deadline_s:
-            raise PathError("it is not on disk yet" if wait_s else f"{store.path} has no such file")
+            raise PathError("it is not on disk yet" if wait_s else "the store has no such file")
         time.sleep(_ON_DISK_POLL_S)
 
 

@@ -46,11 +46,13 @@ class FilePlace:
         store: path of the store.
         inside: path of the file below the store's root, as the mount has it.
         mount: the mount that the path leads through; None where it names the store itself.
+        path: of the file in that mount, no links to it in front; None likewise.
     """
 
     store: Path
     inside: bytes
-    mount: MountEntry | None
+    mount: MountEntry | None = None
+    path: Path | None = None
 
 
 def store_of(where: Path) -> Path:
@@ -98,7 +100,7 @@ def file_place(file: str) -> FilePlace:
         return found
     store, colon, inside = file.partition(":/")
     if colon and (Path(store) / SETTINGS_NAME).exists():
-        return FilePlace(Path(os.path.abspath(store)), os.fsencode(inside), None)
+        return FilePlace(Path(os.path.abspath(store)), os.fsencode(inside))
     raise PathError(
         "it is not in a mount of latentfs; name a file of a store that is not mounted as "
         "STORE:/path"
@@ -110,5 +112,8 @@ def _in_mount(path: Path) -> FilePlace | None:
     for folder in (*reversed(path.parents), path):
         mount = find_mount(folder)
         if mount is not None and mount.type == FILESYSTEM_TYPE:
-            return FilePlace(Path(mount.source), os.fsencode(path.relative_to(folder)), mount)
+            inside = path.relative_to(folder)
+            return FilePlace(
+                Path(mount.source), os.fsencode(inside), mount, Path(mount.mountpoint) / inside
+            )
     return None

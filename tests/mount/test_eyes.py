@@ -247,6 +247,13 @@ def test_explain_follows_links_to_a_mount_and_refuses_what_is_in_none(
     (tmp_path / "link").symlink_to(watched.path / "pictures")
     (facts,) = explained(tmp_path / "link" / "000.png")
     assert facts["source"]["name"] == "000.latent"
+    (tmp_path / "file link.png").symlink_to(watched.path / "pictures" / "000.png")
+    (linked,) = explained(tmp_path / "file link.png")
+    assert linked["file"] == str(tmp_path / "file link.png")
+    assert (linked["kind"], linked["ino"]) == ("latent picture", facts["ino"])
+    (tmp_path / "to the mount").symlink_to(watched.path)
+    (root,) = explained(tmp_path / "to the mount")
+    assert (root["kind"], root["ino"]) == ("folder", 1)
     missing = f"{watched.store}:/missing"
     done = latentfs("explain", tmp_path, missing, watched.path / "gone", "--json", check=False)
     assert done.returncode == 1
@@ -254,6 +261,15 @@ def test_explain_follows_links_to_a_mount_and_refuses_what_is_in_none(
     assert "is not in a mount of latentfs" in done.stderr
     assert "has no such file" in done.stderr
     assert os.strerror(errno.ENOENT) in done.stderr
+    for line, name in zip(done.stderr.splitlines(), (tmp_path, missing, "gone"), strict=True):
+        assert line.count(str(name)) == 1, line
+
+
+def test_explain_says_that_a_link_leads_out_of_the_mount(watched: Mount, tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (watched.path / "notes" / "out").symlink_to(tmp_path)
+    done = latentfs("explain", watched.path / "notes" / "out" / "outside", check=False)
+    assert "a link leads to another file system" in done.stderr
 
 
 def test_explain_works_on_a_store_that_is_not_mounted(pictures_store: Path) -> None:
