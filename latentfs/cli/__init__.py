@@ -10,7 +10,7 @@ from typing import NoReturn
 import click
 
 from latentfs import __version__
-from latentfs.cli.output import one_line
+from latentfs.cli.output import mend_streams, one_line
 from latentfs.errors import LatentfsError
 
 __all__ = ["main"]
@@ -23,16 +23,16 @@ _COMMANDS = {
     "import": "Import latent files into a store.",
     "mount": "Mount a store as a folder of pictures.",
     "umount": "Unmount a store.",
-    "config": "Show the settings of a mount, and where each comes from.",
+    "config": "Show the settings of a mount and where each comes from.",
     "export": "Copy files out of a store without mounting it.",
     "status": "Show what a store or a mount holds and does.",
     "top": "Watch what a mount does.",
-    "explain": "Say what a file is, and how it would be read.",
+    "explain": "Show what a file is made of and how it would be read.",
     "systemd": "Install the units that mount stores at boot.",
     "fsck": "Check a store for damage, and repair it.",
     "scrub": "Render what a store holds and see whether it is what it was.",
-    "backup": "Copy a store, also while it is mounted.",
-    "gc": "Give back to the disk what a store does not need any more.",
+    "backup": "Copy a store, even while it is mounted.",
+    "gc": "Return space that a store no longer needs to the disk.",
     "bench": "Measure what reading through a mount costs.",
 }
 _INTERRUPTED_EXIT_STATUS = 130
@@ -62,7 +62,7 @@ class _LazyGroup(click.Group):
 )
 @click.version_option(__version__, prog_name="latentfs")
 def _latentfs() -> None:
-    """Keep generated pictures as latents, and use them as ordinary PNG and JPEG files."""
+    """Store generated pictures as latents and use them as ordinary PNG and JPEG files."""
 
 
 def main() -> NoReturn:
@@ -70,6 +70,7 @@ def main() -> NoReturn:
 
     Exit status: 0 all done, 1 failed or something was refused, 2 used wrongly, 130 interrupted.
     """
+    mend_streams()
     if sys.argv[1:2] and sys.argv[1].startswith("/"):
         # mount.fuse3 runs "latentfs STORE MOUNTPOINT -o ..." where mount.latentfs is not linked.
         importlib.import_module("latentfs.cli.mount_helper").main()

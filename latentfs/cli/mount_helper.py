@@ -12,7 +12,7 @@ from typing import NoReturn
 import click
 
 from latentfs.cli.interrupts import ended_as_by_ctrl_c
-from latentfs.cli.output import one_line
+from latentfs.cli.output import mend_streams, one_line
 from latentfs.cli.places import PLACE
 from latentfs.errors import InvalidArgumentError
 from latentfs.service.background import start_daemon
@@ -140,6 +140,7 @@ def main() -> NoReturn:
     Exit status: 0 the mount is usable, 1 used wrongly or not permitted, 2 an error of the system,
     32 it can't be mounted.
     """
+    mend_streams()
     sys.exit(_status_of(lambda: _command.main(standalone_mode=False)))
 
 

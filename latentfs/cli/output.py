@@ -1,8 +1,12 @@
-"""How the command line shows text that it was given."""
+"""How the command line shows text that it was given, and on what."""
 
 from __future__ import annotations
 
-__all__ = ["one_line"]
+import io
+import os
+import sys
+
+__all__ = ["mend_streams", "one_line"]
 
 
 def one_line(text: str) -> str:
@@ -16,3 +20,22 @@ def one_line(text: str) -> str:
         char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
         for char in text
     )
+
+
+def mend_streams() -> None:
+    """Let nothing that is printed fail, whatever the standard streams are.
+
+    One that is closed becomes ``/dev/null``: what is opened next would have its number, and be
+    printed into.  What a stream can't encode, as of a path that is no UTF-8, is escaped.
+    """
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest that is free
+    sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115 (for as long as it runs)
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

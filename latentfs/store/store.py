@@ -381,7 +381,7 @@ def rows_of_copy(path: Path) -> Iterator[StoredRows]:
     """
     try:
         with lmdb.open(
-            str(path),
+            os.fsencode(path),  # of a text it takes UTF-8 alone
             subdir=False,
             readonly=True,
             lock=False,
@@ -401,7 +401,7 @@ def _open_environment(path: Path, *, writable: bool, create: bool = False) -> lm
         raise StoreCorruptError(f"{folder / 'data.mdb'} is empty; restore it from a backup")
     _reserve_lock_file(folder / "lock.mdb")
     env = lmdb.open(
-        str(folder),
+        os.fsencode(folder),  # of a text it takes UTF-8 alone
         readonly=not writable,
         create=create,
         map_size=_MAP_BYTES,

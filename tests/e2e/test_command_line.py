@@ -1,6 +1,7 @@
 """Help, and failures, of the command line as a whole."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -112,6 +113,33 @@ def test_init_where_nothing_may_be_written(tmp_path):
     (tmp_path / "locked").mkdir(mode=0o555)
     result = spawn("init", tmp_path / "locked" / "store", unprivileged=True)
     assert "can't make a store" in shown_error(result)
+
+
+def test_paths_that_are_not_utf8(tmp_path):
+    store = tmp_path / os.fsdecode(b"caf\xe9")
+    strict = {"PYTHONIOENCODING": "utf-8:strict"}
+    for command in (("init",), ("status",), ("fsck",), ("vae", "list"), ("gc",)):
+        result = spawn(*command, store, environment=strict).checked()
+        assert "Traceback" not in result.err
+        assert "caf\\udce9" in result.out + result.err
+    copy = tmp_path / os.fsdecode(b"copy\xff")
+    spawn("backup", store, copy, environment=strict).checked()
+    refused = spawn("status", copy / "none", environment=strict)
+    assert "copy\\udcff/none is neither" in shown_error(refused)
+
+
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_standard_streams_that_are_closed(tmp_path, closed):
+    for arguments in ("init", "fsck", "status"):
+        command = f'exec "$0" -m latentfs {arguments} "$1" {closed}'
+        done = subprocess.run(
+            ["sh", "-c", command, sys.executable, tmp_path / "store"],
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert bool(done.stdout) == ("1>" not in closed)
 
 
 def test_store_of_a_newer_version(store):
