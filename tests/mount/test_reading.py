@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import mmap
@@ -25,11 +26,15 @@ from latentfs.errors import StoreCorruptError
 from latentfs.fs import open_files
 from latentfs.fs.operations import LatentOperations
 from latentfs.fs.prefetch import NextNames, SequenceDetector
+from latentfs.fs.tuning import MAX_BACKGROUND
 from latentfs.render.job_queue import Reader
 from latentfs.store.live_store import LiveStore
 from latentfs.store.records import Inode
 from latentfs.store.store import Store
 from latentfs.telemetry.activity import ReadTrail
+
+# More than the kernel passes on at a time.
+READERS = MAX_BACKGROUND + 100
 
 
 def sha256(path: Path) -> str:
@@ -152,6 +157,40 @@ def test_64_cold_files_are_all_in_flight(mount: Mount) -> None:
             os.kill(renderer, signal.SIGCONT)
         assert [len(read.result()) for read in reads] == [path.stat().st_size for path in paths]
     assert mount.status()["renders_total"] == 64
+
+
+def test_hundreds_of_reads_that_wait_are_in_nobodys_way(mount: Mount) -> None:
+    """As many as LMDB had places for readers, when each read kept one."""
+    renderer = mount.wait_for_renderer()
+    path = mount.path / "pictures" / "000.png"
+    size_bytes = path.stat().st_size
+
+    def read() -> int:
+        # Each is a request of its own: readers of the page cache wait for one another.
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
+        try:
+            with mmap.mmap(-1, 1 << 16) as buffer:
+                return os.preadv(fd, [buffer], 0)
+        finally:
+            os.close(fd)
+
+    stop_process(renderer)
+    with ThreadPoolExecutor(READERS) as pool:
+        reads = [pool.submit(read) for _ in range(READERS)]
+        try:
+            wait_until(
+                lambda: mount.status()["render_waits_shared_total"] == MAX_BACKGROUND - 1,
+                "as many wait as the kernel passes on",
+            )
+            os.statvfs(mount.path)
+            assert len(os.listdir(mount.path / "pictures")) == 100
+            assert os.getxattr(path, "user.latentfs.kind") == b"latent"
+            (mount.path / "new").write_bytes(b"x")
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # on a slow machine it was replaced
+                os.kill(renderer, signal.SIGCONT)
+        assert {read.result() for read in reads} == {size_bytes}
+    assert mount.status()["renders_total"] == 1
 
 
 def test_files_of_one_content_share_one_render(large_store: Path, tmp_path: Path) -> None:
