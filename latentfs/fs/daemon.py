@@ -68,6 +68,7 @@ _TASKS_MAX = 16 * MAX_BACKGROUND
 _BACKGROUND_GROUPS_MAX = 1
 # Of the cache, for what is rendered ahead of a reader.
 _AHEAD_CACHE_PARTS = 4
+_NOT_LIVE = "the mount is not live yet"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # What the service manager is told that opening a store, and ending, may take.  The former it is
 # told again while that goes on, but not for ever: one that hangs is to be ended.
@@ -415,12 +416,14 @@ class _Daemon:
         self, parts: MountParts, health: Health
     ) -> AbstractAsyncContextManager[Address | None]:
         def is_healthy() -> tuple[bool, str]:
+            if not self._is_tuned:  # nothing has been asked yet, and nothing is wrong
+                return True, _NOT_LIVE
             problem = health.problem()
             return problem is None, problem or "the mount answers"
 
         def is_ready() -> tuple[bool, str]:
             if not self._is_tuned:
-                return False, "the mount is not live yet"
+                return False, _NOT_LIVE
             if not parts.scheduler.statistics().devices:
                 return False, "no renderer is ready"
             return is_healthy()

@@ -25,7 +25,13 @@ log = logging.getLogger(__name__)
 # scarce, that of another Python may be what is too much.
 _COMMAND = ("stat", "-f", "-c", "", "--")
 _SELF_READ_EVERY_S = 10.0
+# Of a silence, as far as nothing could be asked: a machine short of memory should not have a mount
+# ended that may be well, but nobody knows that for ever.
+_EXCUSED_MAX_S = 300.0
 _STATUS_EVERY_S = 5.0
+# Times in the watchdog's interval, so that a message that is late does no harm.
+_FEEDS = 4
+_SEND_AGAIN_S = 1.0
 
 
 class SelfRead:
@@ -82,8 +88,9 @@ class Health:
     ) -> None:
         """Watch the mount that *self_read* asks.
 
-        It raises MountError where there is no answer, and OSError or RuntimeError where it could
-        not ask, as for want of memory or threads, which says nothing against the mount.
+        It raises MountError where there is no answer, and OSError, RuntimeError or MemoryError
+        where it could not ask, as for want of memory or threads.  That says nothing of the mount:
+        it is no answer, and the silence does not count, up to five minutes of it.
 
         *late_after_s*, seconds, without an answer are an illness; it must be more than a render may
         take.
@@ -95,7 +102,9 @@ class Health:
         self._answered_total = answered_total
         self._is_mounted = is_mounted
         self._answered_before = answered_total()
-        self._answered_s = trio.current_time()
+        self._answered_s = self._asked_s = trio.current_time()
+        self._excused_s = 0.0
+        self._can_be_asked = True
         self._error = "it has not been asked yet"
 
     @property
@@ -106,7 +115,7 @@ class Health:
     def problem(self) -> str | None:
         """Say what is wrong with the mount; None if it is well."""
         silent_s = trio.current_time() - self._answered_s
-        if silent_s <= self._late_after_s():
+        if silent_s - self._excused_s <= self._late_after_s():
             return None
         return f"no answer for {silent_s:.0f} s: {self._error}"
 
@@ -117,19 +126,30 @@ class Health:
             await self._ask()
 
     async def _ask(self) -> None:
+        has_answered, can_be_asked = False, True
+        asked_before_s, self._asked_s = self._asked_s, trio.current_time()
         try:
             if not self._is_mounted():
                 self._error = "it is not mounted there any more, or another mount hides it"
                 return
             await self._self_read()
-        except (OSError, RuntimeError, MemoryError) as error:  # a thread that can't be started, too
-            log.info("the mount could not be asked whether it is well: %s", error)
+            has_answered = True
         except MountError as error:
             self._error = str(error)
-            if self._answered_total() == self._answered_before:
-                return
-        self._answered_before = self._answered_total()
-        self._answered_s = trio.current_time()
+        except (OSError, RuntimeError, MemoryError) as error:  # a thread that can't be started, too
+            can_be_asked = False
+            self._excuse(error, self._asked_s - asked_before_s)
+        self._can_be_asked = can_be_asked
+        if has_answered or self._answered_total() != self._answered_before:
+            self._answered_before = self._answered_total()
+            self._answered_s = trio.current_time()
+            self._excused_s = 0.0
+
+    def _excuse(self, error: Exception, silent_s: float) -> None:
+        if self._can_be_asked:
+            log.warning("the mount can't be asked whether it is well: %s", error)
+        self._error = f"it can't be asked: {error}"
+        self._excused_s = min(self._excused_s + silent_s, _EXCUSED_MAX_S)
 
 
 async def feed_watchdog(
@@ -138,14 +158,16 @@ async def feed_watchdog(
     """Keep the service manager told of the mount, until cancelled.
 
     *status_text* is sent when it has changed, every five seconds at most.  The watchdog is fed
-    twice in its interval, and only while the mount is healthy.
+    four times in its interval, and only while the mount is healthy.  What the manager had no room
+    for is sent again within a second.
     """
     if not notifier.is_listened_to:
         return
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_send_status, notifier, health, status_text)
+        nursery.start_soon(_send_again, notifier)
         if notifier.watchdog_interval_s is not None:
-            nursery.start_soon(_feed, notifier, health, notifier.watchdog_interval_s / 2)
+            nursery.start_soon(_feed, notifier, health, notifier.watchdog_interval_s / _FEEDS)
 
 
 async def _feed(notifier: Notifier, health: Health, every_s: float) -> None:
@@ -153,6 +175,12 @@ async def _feed(notifier: Notifier, health: Health, every_s: float) -> None:
         if health.is_healthy:
             notifier.watchdog()
         await trio.sleep(every_s)
+
+
+async def _send_again(notifier: Notifier) -> None:
+    while True:
+        await trio.sleep(_SEND_AGAIN_S)
+        notifier.send_again()
 
 
 async def _send_status(notifier: Notifier, health: Health, status_text: Callable[[], str]) -> None:

@@ -24,7 +24,8 @@ class Notifier:
     """Sends the daemon's state to the service manager; does nothing where there is none.
 
     No method blocks or raises.  What the manager has no room for at the moment is sent with the
-    next message; what can't be sent at all is logged once.  To be used by one thread.
+    next message, or by :meth:`send_again`; what can't be sent at all is logged once.  To be used by
+    one thread.
 
     Attributes:
         watchdog_interval_s: within which :meth:`watchdog` must be called, or the manager ends the
@@ -77,11 +78,19 @@ class Notifier:
         """Starting, or ending, may take *seconds* more from now."""
         self._send("timeout", f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}")
 
+    def send_again(self) -> None:
+        """Send what there was no room for, if anything."""
+        if self._unsent:
+            self._send_unsent()
+
     def _send(self, topic: str, lines: str) -> None:
         if not self._address:
             return
         self._unsent.pop(topic, None)
         self._unsent[topic] = lines
+        self._send_unsent()
+
+    def _send_unsent(self) -> None:
         try:
             self._send_once("\n".join(self._unsent.values()).encode("utf-8", "replace"))
         except OSError as error:

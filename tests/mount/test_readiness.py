@@ -66,6 +66,7 @@ def daemon(
     mountpoint.mkdir()
     environment = {**os.environ, "PATH": str(programs), "NOTIFY_SOCKET": str(tmp_path / "notify")}
     command = [sys.executable, "-m", "latentfs", "mount", str(store), str(mountpoint)]
+    command += ["--metrics", f"unix:{tmp_path}/metrics"]
     with log.open("wb") as stderr:
         process = subprocess.Popen(
             command, env=environment, stderr=stderr, stdin=subprocess.DEVNULL
@@ -89,6 +90,15 @@ def answered(tmp_path: Path, programs: Path) -> Path:
     return path
 
 
+def asked(folder: Path, page: str) -> tuple[int, str]:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(30)
+        connection.connect(str(folder / "metrics"))
+        connection.sendall(f"GET {page} HTTP/1.1\r\nHost: here\r\n\r\n".encode())
+        head, _, body = connection.makefile(newline="").read().partition("\r\n\r\n")
+    return int(head.split()[1]), body.strip()
+
+
 def test_it_is_ready_when_it_has_answered_itself_and_no_reload_says_so_before(
     answered: Path, daemon: subprocess.Popen[bytes], manager: Manager, log: Path
 ) -> None:
@@ -96,10 +106,13 @@ def test_it_is_ready_when_it_has_answered_itself_and_no_reload_says_so_before(
     daemon.send_signal(signal.SIGHUP)
     time.sleep(2)
     assert not manager.has_heard("READY=1")
+    assert asked(log.parent, "/healthz") == (200, "the mount is not live yet")
+    assert asked(log.parent, "/readyz") == (503, "the mount is not live yet")
     assert "RELOADING=1" not in manager.said
     assert any(line.startswith("EXTEND_TIMEOUT_USEC=") for line in manager.said)
     answered.touch()
     wait_until(lambda: manager.has_heard("READY=1"), "it is ready")
+    assert asked(log.parent, "/healthz") == (200, "the mount answers")
     manager.said.clear()
     daemon.send_signal(signal.SIGHUP)
     wait_until(lambda: manager.has_heard("RELOADING=1"), "it reloads")

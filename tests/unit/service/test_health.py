@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import signal
@@ -153,18 +154,54 @@ async def test_a_mount_that_is_not_there_any_more_is_ill_whatever_it_answers(
 @pytest.mark.parametrize(
     "error", [OSError("no memory for another process"), RuntimeError("can't start new thread")]
 )
-async def test_a_question_that_could_not_be_asked_says_nothing_against_the_mount(
-    nursery: trio.Nursery, autojump_clock: MockClock, error: Exception
+async def test_a_question_that_could_not_be_asked_says_nothing_of_the_mount_for_five_minutes(
+    nursery: trio.Nursery,
+    autojump_clock: MockClock,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
 ) -> None:
     read = ScriptedRead()
     read.error = error
     health = Health(read, late_after_s=lambda: 90.0)
     nursery.start_soon(health.run)
+    await trio.sleep(380)
+    assert health.is_healthy
+    await trio.sleep(40)
+    assert health.problem() == f"no answer for 420 s: it can't be asked: {error}"
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    read.error = None
+    await trio.sleep(20)
+    assert health.is_healthy
+
+
+async def test_a_silence_does_not_count_as_far_as_nothing_could_be_asked(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    read = ScriptedRead()
+    health = Health(read, late_after_s=lambda: 90.0)
+    nursery.start_soon(health.run)
+    await trio.sleep(15)
+    read.error = OSError("no memory for another process")
+    await trio.sleep(200)
+    read.error, read.hangs = None, True
+    await trio.sleep(70)
+    assert health.is_healthy
+    await trio.sleep(40)
+    assert not health.is_healthy
+
+
+async def test_what_could_not_be_asked_may_have_answered_others(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    read, answered = ScriptedRead(), itertools.count()
+    read.error = OSError("no memory for another process")
+    health = Health(read, late_after_s=lambda: 90.0, answered_total=lambda: next(answered))
+    nursery.start_soon(health.run)
     await trio.sleep(1000)
     assert health.is_healthy
 
 
-async def test_the_watchdog_is_fed_twice_in_its_interval_while_the_mount_is_well(
+async def test_the_watchdog_is_fed_four_times_in_its_interval_while_the_mount_is_well(
     nursery: trio.Nursery, autojump_clock: MockClock, manager: Manager, address: str
 ) -> None:
     read = ScriptedRead()
@@ -173,7 +210,7 @@ async def test_the_watchdog_is_fed_twice_in_its_interval_while_the_mount_is_well
     nursery.start_soon(health.run)
     nursery.start_soon(partial(feed_watchdog, notifier, health, status_text=lambda: "well"))
     await trio.sleep(121)
-    assert len(manager.said("WATCHDOG")) == 5
+    assert len(manager.said("WATCHDOG")) == 9
     read.hangs = True
     await trio.sleep(120)
     manager.said("WATCHDOG")
@@ -182,6 +219,25 @@ async def test_the_watchdog_is_fed_twice_in_its_interval_while_the_mount_is_well
     read.hangs = False
     await trio.sleep(60)
     assert manager.said("WATCHDOG") != []
+
+
+async def test_what_a_busy_manager_had_no_room_for_is_sent_again_soon(
+    nursery: trio.Nursery, autojump_clock: MockClock, manager: Manager, address: str
+) -> None:
+    health = Health(ScriptedRead(), late_after_s=lambda: 90.0)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as others:
+        others.setblocking(False)
+        others.connect(address)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                others.send(b"OTHERS=1")
+    nursery.start_soon(health.run)
+    notifier = Notifier(address, watchdog_interval_s=60)
+    nursery.start_soon(partial(feed_watchdog, notifier, health, status_text=lambda: "well"))
+    await trio.sleep(5)
+    assert manager.said("WATCHDOG") == []
+    await trio.sleep(2)
+    assert manager.said("WATCHDOG") == ["WATCHDOG=1"]
 
 
 async def test_a_status_is_sent_when_it_has_changed_and_says_what_is_wrong(

@@ -115,8 +115,11 @@ def test_what_a_busy_manager_has_no_room_for_goes_with_the_next_message(
     manager.setblocking(False)
     with pytest.raises(BlockingIOError):
         manager.recv(4096)
-    notifier.watchdog()
+    notifier.send_again()
     assert sorted(_next(manager)) == ["READY=1", "STATUS=new", "WATCHDOG=1"]
+    notifier.send_again()
+    with pytest.raises(BlockingIOError):
+        manager.recv(4096)
 
 
 def _fill(notifier: Notifier) -> int:
