@@ -72,10 +72,15 @@ def is_for_others(option: str) -> bool:
     return option in _IGNORED or option.startswith(_IGNORED_PREFIXES)
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return what a message says of the name most like *name*; empty where none is."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+def nearest(name: str, known: Iterable[str], *, prefix: str = "") -> str:
+    """Return what a message says of the name most like *name*; empty where none is.
+
+    *prefix* goes before the names where they are written, and is in no *name*.  Capitals and
+    hyphens are taken for small letters and underscores.
+    """
+    plain = {other.lower(): other for other in known}
+    close = difflib.get_close_matches(name.lower().replace("-", "_"), plain, n=1)
+    return f"; did you mean {prefix + plain[close[0]]!r}?" if close else ""
 
 
 def read_options(value: object) -> tuple[str, ...]:

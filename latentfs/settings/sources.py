@@ -22,6 +22,7 @@ _OPTIONS = "mount_options"
 GIVEN_AS_OPTION = "-o"
 """In :attr:`SettingSources.given_as`: among mount options."""
 _BY_NAME = {setting.name: setting for setting in SETTINGS}
+_VARIABLES = [name.upper() for name in _BY_NAME] + [_FILE_VARIABLE.removeprefix(_PREFIX)]
 # As one writes them after -o, for read_only.
 _READ_ONLY_WORDS = {"ro": True, "rw": False}
 
@@ -104,9 +105,8 @@ class SettingSources:
         table = _table_of(path)
         for name in table:
             if name not in _BY_NAME:
-                raise InvalidArgumentError(
-                    f"{path}: {name!r} is not a setting{nearest(name, _BY_NAME)}"
-                )
+                hint = nearest(name, _BY_NAME) or f"; there are {', '.join(_BY_NAME)}"
+                raise InvalidArgumentError(f"{path}: {name!r} is not a setting{hint}")
         return {name: (value, str(path)) for name, value in table.items()}
 
 
@@ -146,7 +146,7 @@ def _of_environment(environment: Mapping[str, str]) -> dict[str, tuple[object, s
         name = variable.removeprefix(_PREFIX).lower()
         if name in _BY_NAME:
             found[name] = (value, variable)
-        elif hint := nearest(name, _BY_NAME):
+        elif hint := nearest(name, _VARIABLES, prefix=_PREFIX):
             # Other variables of that prefix are nobody's business, but misspelt ones are.
             raise InvalidArgumentError(f"the variable {variable} names no setting{hint}")
     return found
@@ -195,14 +195,23 @@ def given_by_mount_options(options: str) -> dict[str, object]:
             given["read_only"] = _READ_ONLY_WORDS[option]
         elif is_for_the_kernel(option):
             for_kernel.append(option)
+        elif equals and name == _OPTIONS:
+            for_kernel.append(value)
         elif equals and name in _BY_NAME:
             given[name] = value
         elif not is_for_others(option):
-            known = [*_BY_NAME, "ro", "rw", "allow_other", "noallow_other", "noatime", "noexec"]
-            raise InvalidArgumentError(
-                f"mount option {option!r} is not known{nearest(name, known)}; "
-                "latentfs mount --help lists them"
-            )
+            raise InvalidArgumentError(_refusal(option, name))
     if for_kernel:
         given[_OPTIONS] = for_kernel
     return given
+
+
+def _refusal(option: str, name: str) -> str:
+    """Say what is wrong with a mount option that begins with *name*."""
+    if name in _BY_NAME:
+        return f"mount option {option!r} needs a value: {name}={_BY_NAME[name].placeholder}"
+    known = [*_BY_NAME, "ro", "rw", "allow_other", "noallow_other", "noatime", "noexec"]
+    return (
+        f"mount option {option!r} is not known{nearest(name, known)}; "
+        "latentfs mount --help lists them"
+    )

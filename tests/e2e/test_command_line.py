@@ -66,7 +66,9 @@ def test_help_imports_next_to_nothing():
 def test_unknown_command_and_option():
     result = call("imprt")
     assert (result.status, result.out) == (2, "")
-    assert "No such command 'imprt'" in result.err
+    assert "No such command 'imprt'. Did you mean 'import'?" in result.err
+    assert "Did you mean 'status'" in call("statu").err
+    assert "Did you mean" not in call("zzz").err
     assert "No such option" in call("fsck", "--no-such-option", "x").err
     assert call("init").status == 2
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from pathlib import Path
 
 import click
@@ -151,7 +152,7 @@ def test_a_file_that_can_not_be_looked_for_is_an_error(tmp_path, monkeypatch):
 
 
 def test_a_misspelt_variable_is_refused_and_others_are_left_alone():
-    with pytest.raises(InvalidArgumentError, match="did you mean 'render_timeout'"):
+    with pytest.raises(InvalidArgumentError, match="did you mean 'LATENTFS_RENDER_TIMEOUT'"):
         sources(environment={"LATENTFS_RENDERTIMEOUT": "3s"}).resolve()
     sources(environment={"LATENTFS_TEST_ALL": "1", "CACHE": "x"}).resolve()
 
@@ -159,6 +160,24 @@ def test_a_misspelt_variable_is_refused_and_others_are_left_alone():
 def test_a_wrong_value_is_refused_with_where_it_came_from():
     with pytest.raises(InvalidArgumentError, match=r"^cache of LATENTFS_CACHE: 'x' is not a size"):
         sources(environment={"LATENTFS_CACHE": "x"}).resolve()
+
+
+def test_the_nearest_name_is_named_as_it_is_written_there(tmp_path):
+    for variable, meant in (
+        ("LATENTFS_CAHCE", "LATENTFS_CACHE"),
+        ("LATENTFS_CONFGI", "LATENTFS_CONFIG"),
+    ):
+        with pytest.raises(InvalidArgumentError, match=f"{variable} .*; did you mean '{meant}'"):
+            sources(environment={variable: "1G"}).resolve()
+    file = tmp_path / "art.toml"
+    for written, said in (
+        ("Cache", "did you mean 'cache'"),
+        ("render-timeout", "did you mean 'render_timeout'"),
+        ("zzz", "there are store, mountpoint, mount_options, "),
+    ):
+        file.write_text(f'{written} = "1"\n')
+        with pytest.raises(InvalidArgumentError, match=f"'{written}' is not a setting; {said}"):
+            sources(file=file).resolve()
 
 
 def options_of(file: Path, options: str, *, environment: dict[str, str] | None = None):
@@ -208,9 +227,33 @@ def test_mount_options_give_settings_and_what_the_kernel_is_told():
     }
 
 
+def test_options_for_the_kernel_add_to_those_of_mount_options_beside_them():
+    for text, expected in (
+        ("mount_options=noatime,noexec", ("noatime", "noexec")),
+        ("noexec,mount-options=noatime", ("noexec", "noatime")),
+        ("mount_options=,mount_options=noatime,ro", ("noatime",)),
+    ):
+        assert options_of(Path("/dev/null"), text).settings.mount_options == expected
+    with pytest.raises(
+        InvalidArgumentError, match=r"^mount_options of -o: .*'noatim' is not known"
+    ):
+        options_of(Path("/dev/null"), "mount_options=noatim,noexec")
+
+
+@pytest.mark.parametrize(
+    ("option", "needed"),
+    [("read_only", "read_only=yes|no"), ("render-timeout", "render_timeout=TIME")],
+)
+def test_a_setting_among_mount_options_needs_a_value(option, needed):
+    with pytest.raises(
+        InvalidArgumentError, match=f"{option!r} needs a value: {re.escape(needed)}"
+    ):
+        given_by_mount_options(f"ro,{option}")
+
+
 @pytest.mark.parametrize(
     ("option", "hint"),
-    [("cahce=2G", "'cache'"), ("allow-other", "'allow_other'"), ("zzzz", ""), ("cache", "")],
+    [("cahce=2G", "'cache'"), ("allow-other", "'allow_other'"), ("RO", "'ro'"), ("zzzz", "")],
 )
 def test_an_unknown_mount_option_is_refused(option, hint):
     with pytest.raises(InvalidArgumentError, match=f"{option!r} is not known.*{hint}"):
