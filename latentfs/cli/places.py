@@ -75,11 +75,15 @@ def why_no_answer(store: Path) -> str:
     command = lock.used_by()
     if command is not None:
         return f"the store is not mounted, and in use by {command}"
+    where = next((entry.mountpoint for entry in mounts_of(store)), None)
+    if where is not None and os.statvfs(store).f_flag & os.ST_RDONLY:
+        return (
+            f"it is mounted on {where} from a read-only file system, where its daemon can't be "
+            "asked for want of a socket"
+        )
     if lock.is_mounted():
         return "the store is mounted, but its daemon does not answer"
-    stale = mounts_of(store)
-    if stale:
-        where = stale[0].mountpoint
+    if where is not None:
         return (
             f"its daemon has died, and its mount {where} is stale; mount it there again, or run "
             f"latentfs umount {where}"

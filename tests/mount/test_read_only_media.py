@@ -19,6 +19,7 @@ mount -o remount,bind,ro "$store"
 latentfs() { "$python" -m latentfs "$@"; }
 latentfs mount "$store" "$mountpoint" -o ro --background --device cpu
 cat "$mountpoint/pictures/000.png" | wc -c
+latentfs status "$mountpoint" --json | grep daemon_problem
 latentfs umount "$mountpoint"
 ! mountpoint -q "$mountpoint"
 ! latentfs gc "$store"
@@ -47,6 +48,8 @@ def test_reading_needs_nothing_to_be_written(
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 500
+    picture_bytes, problem = done.stdout.splitlines()
+    assert int(picture_bytes) > 500
+    assert f"it is mounted on {tmp_path / 'mnt'} from a read-only file system" in problem
     assert "Read-only file system" in done.stderr  # of gc
     assert {path: path.stat().st_mtime_ns for path in store.rglob("*")} == before
