@@ -188,6 +188,28 @@ async def test_what_is_put_into_the_mount_can_neither_hide_a_folder_nor_run_scri
     assert (await ask(served.port, "/art/pages/folder.png")).status == 301
 
 
+async def test_links_in_the_mount_lead_nowhere(served: Served, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for name in ("secret.png", "secret.txt", "folder/secret.png"):
+        (tmp_path / name).write_bytes(b"secret")
+    links = served.mount.path / "links"
+    links.mkdir()
+    for name in ("secret.png", "secret.txt", "folder"):
+        (links / name).symlink_to(tmp_path / name)
+    (links / "cat.png").symlink_to("../pictures/010.png")
+    for target, status in (
+        ("/art/links/secret.png", 503),
+        ("/art/links/secret.txt", 503),
+        ("/art/links/folder/secret.png", 404),
+        ("/art/links/cat.png", 503),
+        ("/list/links/folder/", 404),
+    ):
+        for method in ("GET", "HEAD"):
+            answer = await ask(served.port, target, method=method)
+            assert answer.status == status, target
+            assert b"secret" not in answer.body
+
+
 def answer_body(answer: Answer) -> bytes:
     """Of an answer in chunks, as listings are."""
     assert answer.headers["transfer-encoding"] == "chunked"
