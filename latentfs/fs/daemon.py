@@ -80,6 +80,7 @@ _ENDING_S = 60.0
 _DRAIN_S = 2.0
 _ANSWERS_S = 0.3
 _ASK_AGAIN_S = 1.0
+_REOPEN_MAX_S = 10.0
 # A self-read that waits behind readers may take as long as they do, and this much more.
 _LATE_AFTER_S = 20.0
 
@@ -156,6 +157,7 @@ class _Daemon:
         self._hangup = trio.Event()
         self._told_to_end = trio.Event()
         self._draining = trio.CancelScope()
+        self._reopening = trio.CapacityLimiter(1)
 
     async def run(self) -> None:
         # From before the mount on: a signal that came without it would leave a dead one behind.
@@ -374,12 +376,21 @@ class _Daemon:
         if is_told:
             self._notifier.reloading()
         try:
-            self._callbacks.log_output.reopen()
+            await self._reopen_log()
             await live.reload()
         except Exception:  # whatever is wrong with a file, the mount goes on
             log.exception("the reload failed unexpectedly")
         if is_told:
             self._notifier.ready()
+
+    async def _reopen_log(self) -> None:
+        """Open the log file anew; a thread for which that takes too long is left behind."""
+        with trio.move_on_after(_REOPEN_MAX_S) as opening:
+            await trio.to_thread.run_sync(
+                self._callbacks.log_output.reopen, abandon_on_cancel=True, limiter=self._reopening
+            )
+        if opening.cancelled_caught:
+            log.error("the log file stays as it was: opening it takes over %g s", _REOPEN_MAX_S)
 
     def _live_settings(self, parts: MountParts) -> LiveSettings:
         def set_render_timeout(timeout_s: float) -> None:

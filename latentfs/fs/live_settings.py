@@ -16,6 +16,8 @@ __all__ = ["LiveSettings"]
 
 log = logging.getLogger(__name__)
 
+_REREAD_MAX_S = 60.0
+
 
 class LiveSettings:
     """Owns the settings of a running mount.
@@ -39,14 +41,23 @@ class LiveSettings:
         self.now = settings
         self._reread = reread
         self._on_change = on_change
+        self._rereading = trio.CapacityLimiter(1)
 
     async def reload(self) -> None:
         """Read the settings anew and put those in force that can change while it is mounted.
 
-        If they can't be read, all stay as they are and the log says why.  If cancelled, too.
+        If they can't be read, or not within a minute, all stay as they are and the log says why.
+        If cancelled, too.  A thread that waits for a file, as of a network disk that is gone, is
+        left behind.
         """
         try:
-            wanted = await trio.to_thread.run_sync(self._reread)
+            with trio.fail_after(_REREAD_MAX_S):
+                wanted = await trio.to_thread.run_sync(
+                    self._reread, abandon_on_cancel=True, limiter=self._rereading
+                )
+        except trio.TooSlowError:
+            log.error("the settings stay as they are: reading them takes over %g s", _REREAD_MAX_S)
+            return
         except LatentfsError as error:
             log.error("the settings stay as they are: %s", error)
             return

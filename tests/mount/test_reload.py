@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from mounts import Mount, mounted, stop_process, wait_until
+
+from latentfs.fs.control import ask_daemon
 
 
 @pytest.fixture
@@ -139,3 +145,37 @@ def test_the_command_line_goes_before_the_file_after_a_reload_too(
         mount.process.send_signal(signal.SIGHUP)
         wait_until(lambda: "prefetch is 2 now" in mount.log, "the file is read")
         assert mount.status()["cache"]["budget_bytes"] == 16 << 20
+
+
+@pytest.mark.parametrize("name", ["art.toml", "art.log"])
+def test_a_file_that_hangs_holds_up_neither_the_mount_nor_its_end(
+    store: Path, tmp_path: Path, settings_file: Path, name: str
+) -> None:
+    options = ("--config", str(settings_file), "--log", str(tmp_path / "art.log"))
+    with started(store, tmp_path / "mnt", *options) as process:
+        hanging = tmp_path / name
+        hanging.rename(tmp_path / "before")
+        os.mkfifo(hanging)
+        process.send_signal(signal.SIGHUP)
+        time.sleep(1)
+        assert ask_daemon(store, "status") is not None
+        process.terminate()
+        assert process.wait(timeout=10) == 0
+
+
+@contextlib.contextmanager
+def started(store: Path, path: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A daemon that logs elsewhere than to standard error, on a mount that is ready."""
+    path.mkdir()
+    read_fd, write_fd = os.pipe()
+    command = [sys.executable, "-m", "latentfs", "mount", "--ready-fd", str(write_fd)]
+    process = subprocess.Popen([*command, str(store), str(path), *arguments], pass_fds=[write_fd])
+    os.close(write_fd)
+    try:
+        with open(read_fd, "rb", buffering=0) as told:
+            assert told.read(1) == b"1"
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        subprocess.run(["fusermount3", "-uz", str(path)], capture_output=True, check=False)

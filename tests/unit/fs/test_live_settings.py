@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from latentfs.errors import InvalidArgumentError
 from latentfs.fs.live_settings import LiveSettings
@@ -62,3 +64,23 @@ async def test_a_reload_survives_whatever_reading_ends_with(caplog, error):
     assert told.values == []
     assert "the settings stay as they are" in caplog.text
     assert str(error) in caplog.text
+
+
+async def test_a_file_that_can_not_be_read_within_a_minute_changes_nothing(autojump_clock, caplog):
+    may_go = threading.Event()
+
+    def reread() -> MountSettings:
+        assert may_go.wait(30)
+        return dataclasses.replace(BEFORE, cache_bytes=5)
+
+    told = Told(reread)
+    start_s = trio.current_time()
+    for _ in range(2):
+        await told.live.reload()
+    assert 120 <= trio.current_time() - start_s < 125
+    assert caplog.text.count("takes over 60 s") == 2
+    with trio.move_on_after(1) as ending:
+        await told.live.reload()
+    assert ending.cancelled_caught
+    may_go.set()
+    assert told.live.now == BEFORE
