@@ -65,6 +65,28 @@ def test_the_unit_is_exposed_no_more_than_a_mount_has_to_be(
     assert done.returncode == 0, done.stdout
 
 
+# As its generator orders an NFS server that has NFS mounts in fstab.
+_NFS_UNITS = {
+    "nfs-server.service": "[Unit]\nDefaultDependencies=no\nBefore=mnt-nfs.mount\n\n"
+    "[Service]\nType=oneshot\nExecStart=/bin/true\n",
+    "mnt-nfs.mount": "[Unit]\nBefore=remote-fs.target\n\n"
+    "[Mount]\nWhat=host:/x\nWhere=/mnt/nfs\nType=nfs\n",
+    "remote-fs.target": "[Unit]\nWants=mnt-nfs.mount\nAfter=remote-fs-pre.target\n",
+    "multi-user.target": "[Unit]\nWants=latentfs@art.service nfs-server.service remote-fs.target\n",
+}
+
+
+def test_the_unit_goes_with_an_nfs_server_and_mounts_of_nfs(
+    tmp_path: Path, executable: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    units = install(plan_for_the_machine(tmp_path, executable))[0].path.parent
+    for name, text in _NFS_UNITS.items():
+        (units / name).write_text(text)
+    monkeypatch.setenv("SYSTEMD_UNIT_PATH", f"{units}:")
+    done = _analyze("verify", units / "multi-user.target", runtime=tmp_path)
+    assert "ordering cycle" not in done.stderr
+
+
 def test_umount_gives_up_before_systemd_does(tmp_path: Path, executable: Path) -> None:
     unit = install(plan_for_the_machine(tmp_path, executable))[0].path.read_text()
     found = re.search(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)
