@@ -31,31 +31,49 @@ __all__ = [
 ]
 
 _BYTE_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_BYTES_END = 1 << 63  # 8388608T
 _SECOND_UNITS = {"": 1.0, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-_DEVICE_PATTERN = r"auto|cpu|cuda(:\d+)?"
+_SECONDS_MAX = 365 * 24 * 3600.0
+# Texts may have other digits than these, which int and float take too.
+_NUMBER = r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
+_DEVICE_PATTERN = r"auto|cpu|cuda(:[0-9]+)?"
 _YES, _NO = ("yes", "true", "on", "1"), ("no", "false", "off", "0")
 
 
 def read_bytes(value: object) -> int:
     """Bytes, in powers of 1024: ``512M``, ``2G`` or a plain number."""
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-        return value
-    match = re.fullmatch(r"(\d+)([KMGT]?)(i?B)?", str(value).strip(), re.ASCII | re.IGNORECASE)
+    pattern = r"0*([0-9]+)(?:([KMGT])(?:i?B)?|B)?"
+    match = re.fullmatch(pattern, str(value).strip(), re.ASCII | re.IGNORECASE)
     if match is None:
-        raise ValueError(f"{value!r} is not a size; use a number with K, M, G or T, such as 512M")
-    return int(match[1]) * _BYTE_UNITS[match[2].upper()]
+        raise ValueError(
+            f"{value!r} is not a size; use a whole number with K, M, G or T right behind it, such "
+            "as 512M"
+        )
+    digits, unit = match[1], (match[2] or "").upper()
+    size = _BYTES_END if len(digits) > len(str(_BYTES_END)) else int(digits) * _BYTE_UNITS[unit]
+    if size >= _BYTES_END:
+        raise ValueError(f"{value!r} is more than there can be; use less than 8388608T")
+    return size
 
 
 def optional_bytes(value: object) -> int | None:
-    """Bytes, or ``none``."""
-    return None if value == "none" else read_bytes(value)
+    """Bytes, more than none, or ``none``."""
+    if value == "none":
+        return None
+    try:
+        size = read_bytes(value)
+    except ValueError as error:
+        raise ValueError(f"{error}; or write none") from error
+    if size == 0:
+        raise ValueError(f"{value!r} leaves no room for anything; use such as 10G, or write none")
+    return size
 
 
 def read_seconds(*, at_least_s: float = 0.0) -> Callable[[object], float]:
-    """Seconds: ``60s``, ``500ms``, ``2m``, ``1h`` or a plain number."""
+    """Seconds, a year at most: ``60s``, ``500ms``, ``2m``, ``1h`` or a plain number."""
 
     def read(value: object) -> float:
-        match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*(ms|s|m|h|)", str(value).strip())
+        match = re.fullmatch(_NUMBER + r"\s*(ms|s|m|h|)", str(value).strip())
         if match is None:
             raise ValueError(
                 f"{value!r} is not a time; use a number with ms, s, m or h, such as 60s"
@@ -63,6 +81,8 @@ def read_seconds(*, at_least_s: float = 0.0) -> Callable[[object], float]:
         seconds = float(match[1]) * _SECOND_UNITS[match[2]]
         if seconds < at_least_s:
             raise ValueError(f"{value!r} is too short; use {at_least_s:g}s or more")
+        if seconds > _SECONDS_MAX:
+            raise ValueError(f"{value!r} is too long; use {_SECONDS_MAX / 3600:.0f}h or less")
         return seconds
 
     return read
@@ -70,13 +90,12 @@ def read_seconds(*, at_least_s: float = 0.0) -> Callable[[object], float]:
 
 def read_share(value: object) -> float | None:
     """A share from 0 to 1, or ``auto``, which is None."""
-    try:
-        share = None if value == "auto" else float(str(value))
-    except ValueError:
-        share = -1.0
-    if share is None or 0 <= share <= 1:
-        return share
-    raise ValueError(f"{value!r} is neither auto nor a number from 0 to 1")
+    if value == "auto":
+        return None
+    match = re.fullmatch(_NUMBER + r"(e-[0-9]+)?", str(value).strip())
+    if match is None or not float(match[0]) <= 1:
+        raise ValueError(f"{value!r} is neither auto nor a number from 0 to 1")
+    return float(match[0])
 
 
 def number_between(least: int, most: int) -> Callable[[object], int]:
@@ -84,7 +103,7 @@ def number_between(least: int, most: int) -> Callable[[object], int]:
 
     def read(value: object) -> int:
         text = str(value).strip()
-        if re.fullmatch(r"\d{1,9}", text) is None or not least <= int(text) <= most:
+        if re.fullmatch(r"[0-9]{1,9}", text) is None or not least <= int(text) <= most:
             raise ValueError(f"{value!r} is not a whole number from {least} to {most}")
         return int(text)
 

@@ -36,11 +36,31 @@ def test_sizes(written, expected):
 
 @pytest.mark.parametrize(
     "written",
-    ["", "-1", "1.5G", "many", -1, True, 1.5, None, [], "9" * 30 + "X", "5\u212a", "\u0665"],
+    [
+        *("", "-1", "1.5G", "2 G", "5iB", "many", "9" * 30 + "X", "5\u212a", "\u0665", "\u0665M"),
+        *(-1, True, 1.5, None, []),
+    ],
 )
 def test_what_is_no_size(written):
-    with pytest.raises(ValueError, match=r"is not a size; use a number with K, M, G or T"):
+    with pytest.raises(ValueError, match=r"is not a size; use a whole number with K, M, G or T"):
         values.read_bytes(written)
+
+
+@pytest.mark.parametrize("written", ["8388608T", 1 << 63, str(1 << 63), "9" * 5000])
+def test_a_size_that_nothing_has(written):
+    with pytest.raises(ValueError, match="is more than there can be; use less than 8388608T"):
+        values.read_bytes(written)
+    assert values.read_bytes("8388607T") == values.read_bytes(8388607 << 40) == 8388607 << 40
+
+
+def test_an_optional_size():
+    assert values.optional_bytes("none") is None
+    assert values.optional_bytes("1G") == 1 << 30
+    with pytest.raises(ValueError, match=r"'None' is not a size; .*; or write none"):
+        values.optional_bytes("None")
+    for written in (0, "0", "0K"):
+        with pytest.raises(ValueError, match=r"leaves no room for anything; .*or write none"):
+            values.optional_bytes(written)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +71,9 @@ def test_times(written, expected_s):
     assert values.read_seconds()(written) == pytest.approx(expected_s)
 
 
-@pytest.mark.parametrize("written", ["", "-1s", "1d", "inf", "nan", "1e3", "s", True, None])
+@pytest.mark.parametrize(
+    "written", ["", "-1s", "1d", "inf", "nan", "1e3", "s", "\u0665s", True, None]
+)
 def test_what_is_no_time(written):
     with pytest.raises(ValueError, match="is not a time"):
         values.read_seconds()(written)
@@ -62,11 +84,26 @@ def test_a_time_that_is_too_short():
         values.read_seconds(at_least_s=0.1)("50ms")
 
 
+@pytest.mark.parametrize("written", ["8761h", "9" * 400, 1e300, "40000000000ms"])
+def test_a_time_that_is_too_long(written):
+    with pytest.raises(ValueError, match=r"is too long|is not a time"):
+        values.read_seconds()(written)
+    assert values.read_seconds()("8760h") == 365 * 24 * 3600
+
+
+def test_devices():
+    assert values.read_device("cuda:12") == "cuda:12"
+    for written in ("cuda:", "cuda:\u0665", "gpu", True):
+        with pytest.raises(ValueError, match="is not a device"):
+            values.read_device(written)
+
+
 def test_shares():
     assert values.read_share("auto") is None
     assert values.read_share("0.25") == 0.25
     assert values.read_share(1) == 1
-    for written in ("nan", "-0.1", "1.1", "half", None):
+    assert values.read_share(0.00001) == 0.00001
+    for written in ("nan", "-0.1", "1.1", "half", "0_1", "\u0660.5", True, None):
         with pytest.raises(ValueError, match="neither auto nor a number"):
             values.read_share(written)
 
@@ -74,7 +111,7 @@ def test_shares():
 def test_numbers():
     read = values.number_between(0, 64)
     assert read("64") == read(64) == 64
-    for written in ("65", "-1", "", "1.0", 1.0, "²", "9" * 5000):
+    for written in ("65", "-1", "", "1.0", 1.0, "²", "\u0665", "9" * 5000):
         with pytest.raises(ValueError, match="is not a whole number from 0 to 64"):
             read(written)
 
