@@ -9,7 +9,7 @@ from math import inf
 import trio
 
 from latentfs.render.job_queue import Reader
-from latentfs.store.records import Inode
+from latentfs.store.records import Inode, LatentFileContent
 
 __all__ = ["OpenFile"]
 
@@ -33,6 +33,7 @@ class OpenFile:
         asked: whether a read of it reached the daemon.
         shows_pixels: whether pixel data of a picture were asked for.
         rendition: of the content *rendition_of*.
+        latent_file: what was read of the file, if it was a latent file.
         waiting: a scope for each read that waits; cancelled when nobody can take the answer.
     """
 
@@ -47,5 +48,6 @@ class OpenFile:
     shows_pixels: bool = False
     rendition: bytes | None = None
     rendition_of: Hashable = None
+    latent_file: LatentFileContent | None = None
     failed_until_s: float = -inf
     waiting: set[trio.CancelScope] = field(default_factory=set)

@@ -9,7 +9,7 @@ import logging
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Awaitable, Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +19,10 @@ from pyfuse3 import EntryAttributes, FUSEError, RequestContext, SetattrFields
 from latentfs.errors import LatentfsError, RenderError
 from latentfs.fs import attributes
 from latentfs.fs.heads import Heads
-from latentfs.fs.latent_files import latent_file_bytes
+from latentfs.fs.latent_files import LatentFiles
 from latentfs.fs.open_file import OpenFile
 from latentfs.fs.open_inodes import OpenInodes, require
+from latentfs.fs.pins import Pins
 from latentfs.fs.prefetch import SequenceDetector
 from latentfs.fs.readers import is_gone, process_of, reader_of
 from latentfs.fs.renditions import Renditions
@@ -60,7 +61,8 @@ class OpenFileStatistics:
         written_bytes_total: bytes they brought.
         opens_total: files opened.
         open_files: handles open now.
-        pinned_bytes: of renditions that handles in the middle of a file keep.
+        pinned_bytes: of renditions that handles in the middle of a file keep, and of open latent
+            files as far as they are decompressed.
     """
 
     reads_total: int
@@ -112,8 +114,8 @@ class OpenFiles:
         self._files: dict[int, OpenFile] = {}
         self._writers: Counter[int] = Counter()
         self._unfinished: set[int] = set()
-        self._pinned: dict[int, OpenFile] = {}
-        self._pinned_bytes = 0
+        self._pins = Pins(_PINNED_BYTES_MAX)
+        self._latent_files = LatentFiles(store)
         self._heads = Heads()
         self._counts: Counter[str] = Counter()
 
@@ -127,7 +129,7 @@ class OpenFiles:
             written_bytes_total=self._counts["written_bytes"],
             opens_total=self._counts["opens"],
             open_files=len(self._files),
-            pinned_bytes=self._pinned_bytes,
+            pinned_bytes=self._pins.held_bytes + self._latent_files.kept_bytes,
         )
 
     # Opening and closing
@@ -185,10 +187,12 @@ class OpenFiles:
                 scope.cancel()
 
     async def close(self, fh: int) -> None:
-        self._unpin(fh)
+        self._pins.unpin(fh)
         file = self._files.pop(fh, None)
         if file is None:
             return
+        if file.latent_file is not None:
+            self._latent_files.forget(file.latent_file)
         if file.written:
             self._unfinished.add(file.ino)
         if not file.asked and not file.writable and file.inode.content is not None:
@@ -243,7 +247,7 @@ class OpenFiles:
             inode = file.inode = found or file.inode
             end = min(off + size, inode.size_bytes)
             if inode.is_chunked:
-                self._unpin(fh)
+                self._pins.unpin(fh)
                 trail.tier = Tier.BYTES
                 return snapshot.bytes_of(file.ino, offset=min(off, end), end=end)
             if inode.content is not None and file.rendition is None:
@@ -254,6 +258,13 @@ class OpenFiles:
                     return head
         self._pixels_asked_for(file)
         try:
+            if inode.latent_file is not None:
+                file.latent_file = inode.latent_file
+                trail.tier = Tier.LATENT_FILE
+                get = functools.partial(
+                    self._latent_files.read, inode.latent_file, offset=min(off, end), end=end
+                )
+                return await self._waited_for(file, inode, trail, get)
             return await self._read_picture(fh, file, off, end, trail)
         except _OverwrittenError:
             return await self._piece(fh, file, off, size, trail)
@@ -296,31 +307,24 @@ class OpenFiles:
         rendition, inode = file.rendition, file.inode
         trail.tier = Tier.HANDLE
         if rendition is None or file.rendition_of != _key(inode):
-            rendition = await self._rendition(file, inode, trail)
+            get = functools.partial(self._renditions.get, file.ino, inode, file.reader, trail)
+            rendition = await self._waited_for(file, inode, trail, get)
         if end >= inode.size_bytes:
-            self._unpin(fh)
+            self._pins.unpin(fh)
         elif fh in self._files:
-            self._pin(fh, file, inode, rendition)
+            self._pins.pin(fh, file, rendition, _key(inode))
         # pyfuse3 takes any buffer
         return memoryview(rendition)[off:end]  # type: ignore[return-value]
 
-    def _pin(self, fh: int, file: OpenFile, inode: Inode, rendition: bytes) -> None:
-        """Keep the handle's rendition; drop those of the handles read longest ago if need be."""
-        self._unpin(fh)
-        self._pinned[fh] = file
-        self._pinned_bytes += len(rendition)
-        file.rendition = rendition
-        file.rendition_of = _key(inode)
-        while self._pinned_bytes > _PINNED_BYTES_MAX:
-            self._unpin(next(iter(self._pinned)))
+    async def _waited_for(
+        self, file: OpenFile, inode: Inode, trail: ReadTrail, get: Callable[[], Awaitable[bytes]]
+    ) -> bytes:
+        """Return what *get* gives of a file, as long as somebody can take it.
 
-    def _unpin(self, fh: int) -> None:
-        file = self._pinned.pop(fh, None)
-        if file is not None and file.rendition is not None:
-            self._pinned_bytes -= len(file.rendition)
-            file.rendition = None
-
-    async def _rendition(self, file: OpenFile, inode: Inode, trail: ReadTrail) -> bytes:
+        Raises:
+            FUSEError: EIO, a read of the handle has just failed; EINTR, its process has gone.
+            _OverwrittenError, LatentfsError: as in :meth:`_unless_overwritten`.
+        """
         if trio.current_time() < file.failed_until_s:
             trail.tier = Tier.REFUSED
             raise FUSEError(errno.EIO)
@@ -330,7 +334,7 @@ class OpenFiles:
         file.waiting.add(scope)
         try:
             with scope:
-                return await self._whole(file.ino, inode, file.reader, trail)
+                return await self._unless_overwritten(file.ino, inode, get)
         except LatentfsError:
             file.failed_until_s = trio.current_time() + _FAILED_FOR_S
             raise
@@ -338,18 +342,17 @@ class OpenFiles:
             file.waiting.discard(scope)
         raise FUSEError(errno.EINTR)
 
-    async def _whole(self, ino: int, inode: Inode, reader: Reader, trail: ReadTrail) -> bytes:
-        """Return all bytes of a file that isn't kept in chunks; *trail* learns how.
+    async def _unless_overwritten(
+        self, ino: int, inode: Inode, get: Callable[[], Awaitable[bytes]]
+    ) -> bytes:
+        """Return what *get* gives of a file that isn't kept in chunks.
 
         Raises:
-            _OverwrittenError: it was overwritten before they were fetched.
-            LatentfsError: they can't be had.
+            _OverwrittenError: it was overwritten before that was fetched.
+            LatentfsError: it can't be had.
         """
         try:
-            if inode.latent_file is not None:
-                trail.tier = Tier.LATENT_FILE
-                return await latent_file_bytes(self._store, inode.latent_file)
-            return await self._renditions.get(ino, inode, reader, trail)
+            return await get()
         except LatentfsError as error:
             with self._store.read() as snapshot:
                 now = snapshot.inode(ino)
@@ -405,7 +408,7 @@ class OpenFiles:
             if inode.is_chunked:
                 return
             try:
-                data = await self._whole(ino, inode, reader, ReadTrail())
+                data = await self._whole(ino, inode, reader)
             except _OverwrittenError:
                 await self._store.may_change()
                 continue
@@ -414,6 +417,14 @@ class OpenFiles:
                 now = transaction.require(ino)
                 if (now.content, now.latent_file) == (inode.content, inode.latent_file):
                     transaction.make_chunked(ino, now, data)
+
+    async def _whole(self, ino: int, inode: Inode, reader: Reader) -> bytes:
+        """Return all bytes of a file that isn't kept in chunks; raises as what it calls."""
+        if inode.latent_file is not None:
+            get = functools.partial(self._latent_files.whole, inode.latent_file)
+        else:
+            get = functools.partial(self._renditions.get, ino, inode, reader, ReadTrail())
+        return await self._unless_overwritten(ino, inode, get)
 
     # Attributes
 

@@ -16,7 +16,7 @@ from latentfs.latents.latent_file import LatentFile
 from latentfs.latents.safetensors_file import open_safetensors
 from latentfs.latents.source import latent_tensor, read_latent_file
 
-__all__ = ["TakenApart", "put_together", "take_apart"]
+__all__ = ["TakenApart", "put_together", "take_apart", "tensor_bytes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,8 @@ def take_apart(data: bytes) -> TakenApart:
     end = tensor.start + tensor.nbytes
     rest = data[: tensor.start] + data[end:]
     apart = TakenApart(found, rest, tensor.start, found.kind == "diffusers-packed")
-    if put_together(found.latents, rest, offset=apart.offset, packed=apart.packed) != data:
+    tensor_again = tensor_bytes(found.latents, packed=apart.packed)
+    if put_together(tensor_again, rest, offset=apart.offset) != data:
         raise RefusedLatentError("its latents can't be told from the rest without loss")
     return apart
 
@@ -67,10 +68,18 @@ def _read(path: str, size_bytes: int) -> LatentFile:
         raise RefusedLatentError(str(error).removeprefix(f"{path}: ")) from error
 
 
-def put_together(latents: Sequence[Latent], rest: bytes, *, offset: int, packed: bool) -> bytes:
+def put_together(tensor: bytes, rest: bytes, *, offset: int) -> bytes:
     """Return the bytes of the file that was taken apart."""
-    tensor = b"".join(packed_bytes(x) if packed else _plain_bytes(x) for x in latents)
     return b"".join((rest[:offset], tensor, rest[offset:]))
+
+
+def tensor_bytes(latents: Sequence[Latent], *, packed: bool) -> bytes:
+    """Return what latents that follow each other are in the file.
+
+    Raises:
+        ValueError: they have a shape that can't be packed.
+    """
+    return b"".join(packed_bytes(x) if packed else _plain_bytes(x) for x in latents)
 
 
 def _plain_bytes(latent: Latent) -> bytes:

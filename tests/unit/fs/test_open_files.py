@@ -7,6 +7,7 @@ import errno
 import itertools
 import os
 import stat
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ import pyfuse3
 import pytest
 import trio
 import trio.testing
+import zstandard
 from pyfuse3 import FUSEError
 from store_contents import add_picture, picture_latent
 from store_damage import Damage
@@ -29,14 +31,18 @@ from latentfs.errors import (
     RenderFailedError,
     StoreCorruptError,
 )
+from latentfs.fs import open_files
 from latentfs.fs.open_files import OpenFiles
 from latentfs.fs.open_inodes import OpenInodes
 from latentfs.fs.prefetch import SequenceDetector
 from latentfs.fs.renditions import Renditions
+from latentfs.latents import payload as payload_codec
+from latentfs.latents.latent import Latent
 from latentfs.render.job_queue import Reader
 from latentfs.store import tables
+from latentfs.store.file_transaction import FileTransaction
 from latentfs.store.live_store import LiveStore, open_live_store
-from latentfs.store.records import Inode
+from latentfs.store.records import Inode, LatentFileContent
 from latentfs.store.snapshot import blob_id
 from latentfs.store.store import Store
 from latentfs.store.tables import ROOT_INO
@@ -383,6 +389,68 @@ async def test_a_picture_that_was_overwritten_before_it_could_be_rendered_is_no_
         assert [piece[:9] for piece in pieces] == [b"new bytes"]
         assert opened.content()[200_000:].strip(b"\0") == b"new bytes" + bytes(99_991) + b"end"
         assert await opened.files.read(reader, 200_000, 9) == b"new bytes"
+
+
+def add_latent_file(store: Store, name: bytes, seed: int) -> tuple[int, bytes]:
+    """Return its number and its bytes."""
+    rest = b"head and tail"
+    latents = [picture_latent(10 * seed + number) for number in range(4)]
+    data = b"".join((rest[:5], *(latent.bits.tobytes() for latent in latents), rest[5:]))
+    with store.write_rows() as rows:
+        key = tables.blob_references_key(blob_id(rest))
+        if rows.get("metadata", key) is None:
+            rows.put("metadata", key, bytes(8))
+            rows.put("metadata", tables.blob_key(blob_id(rest)), zstandard.compress(rest))
+        transaction = FileTransaction(rows)
+        ino = transaction.make(ROOT_INO, name, FILE)
+        transaction.truncate(ino, transaction.require(ino), size_bytes=len(data))
+        payloads = [
+            transaction.add_payload(latent.digest(), payload_codec.encode(latent))
+            for latent in latents
+        ]
+        content = LatentFileContent(tuple(payloads), blob_id(rest), 5, False)
+        transaction.make_latent(ino, transaction.require(ino), content)
+        transaction.finish()
+    return ino, data
+
+
+async def test_latent_files_read_in_turns_are_decompressed_once_and_let_go_when_closed(
+    store, monkeypatch
+):
+    added = [add_latent_file(store, b"%d.latent" % seed, seed) for seed in range(3)]
+    decoded = Counter[bytes]()
+    decode = payload_codec.decode
+
+    def counting(payload: bytes) -> Latent:
+        decoded[payload] += 1
+        return decode(payload)
+
+    monkeypatch.setattr(payload_codec, "decode", counting)
+    monkeypatch.setattr(open_files, "_PINNED_BYTES_MAX", 1)
+    async with opened_store(store) as opened:
+        handles = [await opened.open(ino, os.O_RDONLY) for ino, _ in added]
+        for offset in range(0, len(added[0][1]) + 20, 20):
+            for fh, (_, data) in zip(handles, added, strict=True):
+                piece = await opened.files.read(fh, offset, 20)
+                assert piece == data[offset : offset + 20]
+        assert set(decoded.values()) == {1}
+        assert opened.files.statistics().pinned_bytes == sum(len(data) for _, data in added)
+        for fh in handles:
+            await opened.files.close(fh)
+        assert opened.files.statistics().pinned_bytes == 0
+        assert opened.activity.statistics().reads["latent_file"].failed == 0
+
+
+async def test_a_latent_file_is_written_into_as_any_other(store):
+    ino, data = add_latent_file(store, b"cat.latent", 1)
+    async with opened_store(store) as opened:
+        reader, writer = await opened.open(ino, os.O_RDONLY), await opened.open(ino)
+        assert await opened.files.read(reader, 0, 10) == data[:10]
+        await opened.files.write(writer, 3, b"x")
+        assert await opened.files.read(reader, 0, 1000) == written(3, b"x", data)
+        for fh in (reader, writer):
+            await opened.files.close(fh)
+        assert opened.files.statistics().pinned_bytes == 0
 
 
 async def test_a_handle_reads_what_another_has_written_since(store, autojump_clock):
