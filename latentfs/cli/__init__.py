@@ -82,7 +82,7 @@ def main() -> NoReturn:
     mend_streams()
     if sys.argv[1:2] and sys.argv[1].startswith("/"):
         # mount.fuse3 runs "latentfs STORE MOUNTPOINT -o ..." where mount.latentfs is not linked.
-        importlib.import_module("latentfs.cli.mount_helper").main()
+        importlib.import_module("latentfs.cli.mount_helper").main_for_mount_fuse()
     try:
         status = _latentfs.main(prog_name="latentfs", standalone_mode=False)
         sys.stdout.flush()

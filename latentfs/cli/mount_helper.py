@@ -18,13 +18,15 @@ from latentfs.errors import InvalidArgumentError
 from latentfs.service.background import start_daemon
 from latentfs.settings.sources import SettingSources, given_by_mount_options
 
-__all__ = ["main"]
+__all__ = ["main", "main_for_mount_fuse"]
 
 # Of mount(8), for wrong usage or permissions, for the system, and for the mount itself.
 _USAGE_STATUS, _SYSTEM_STATUS, _FAILURE_STATUS = 1, 2, 32
 _TYPES = ("latentfs", "fuse.latentfs")
 # mount(8) says rw wherever nothing says ro: it leaves the choice to the settings file.
 _SAID_ALWAYS = ("rw",)
+# mount.fuse3 adds them, in this order, for all but who says nodev and nosuid, which it takes out.
+_ADDED_BY_MOUNT_FUSE = ("suid", "dev")
 _REFUSED = {
     "remount": "options of a mounted store can't be changed by mounting it again; unmount it "
     "first, or edit its settings file and send its daemon SIGHUP",
@@ -141,7 +143,30 @@ def main() -> NoReturn:
     32 it can't be mounted.
     """
     mend_streams()
-    sys.exit(_status_of(lambda: _command.main(standalone_mode=False)))
+    _run(sys.argv[1:])
+
+
+def main_for_mount_fuse() -> NoReturn:
+    """Run the helper for mount.fuse3, which runs ``latentfs`` where no helper is linked.
+
+    Without the ``dev`` and ``suid`` at the end of the options, for which nobody has asked.
+    """
+    arguments = sys.argv[1:]
+    if arguments[-2:-1] == ["-o"]:
+        arguments[-1] = _without_added(arguments[-1])
+    _run(arguments)
+
+
+def _without_added(options: str) -> str:
+    kept = options.split(",")
+    for added in _ADDED_BY_MOUNT_FUSE:
+        if kept[-1:] == [added]:
+            kept.pop()
+    return ",".join(kept)
+
+
+def _run(arguments: list[str]) -> NoReturn:
+    sys.exit(_status_of(lambda: _command.main(arguments, standalone_mode=False)))
 
 
 def _status_of(run: Callable[[], object]) -> int:

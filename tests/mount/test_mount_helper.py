@@ -16,13 +16,13 @@ import socket
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from mounts import wait_until
 
-from latentfs.cli import mount_helper
+from latentfs.cli import main, mount_helper
 from latentfs.errors import InvalidArgumentError
 from latentfs.fs.control import ask_daemon
 from latentfs.service.background import log_destination, start_daemon, waited_for
@@ -387,6 +387,34 @@ def test_what_mount_fuse3_runs_where_no_helper_is_linked_is_understood(tmp_path:
     done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=False)
     assert done.returncode == 32
     assert "none.lfs" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [
+        ("rw,nofail,dev,suid", "nofail"),
+        ("ro,dev", "ro"),
+        ("suid", ""),
+        ("suid,noatime,dev,suid", "suid,noatime"),
+        ("dev,dev,suid", "dev"),
+        ("dev,ro", "dev,ro"),
+    ],
+)
+def test_dev_and_suid_that_mount_fuse3_adds_are_not_taken(
+    given: str, taken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Sequence[str]] = []
+
+    def start(arguments: Sequence[str], **_: object) -> int:
+        started.append(arguments)
+        return 0
+
+    monkeypatch.setattr(mount_helper, "start_daemon", start)
+    monkeypatch.setattr(sys, "argv", ["latentfs", "/art.lfs", "/mnt/art", "-o", given])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    assert started == [["-o", taken, "--", "/art.lfs", "/mnt/art"]]
 
 
 def _fail_after(ready: Callable[[], None]) -> None:
