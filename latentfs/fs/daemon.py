@@ -238,6 +238,7 @@ class _Daemon:
                 name_of=operations.name_of,
                 is_being_written=operations.is_being_written,
                 release_replaced=operations.release_replaced,
+                let_go=operations.let_go,
             )
             if settings.develop:
                 operations.on_finished = developer.finished

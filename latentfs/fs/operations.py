@@ -131,6 +131,15 @@ class LatentOperations(pyfuse3.Operations):
         """Let an inode go that *on_finished* was told of as replaced."""
         await self._open_inodes.closed(ino)
 
+    async def let_go(self, ino: int) -> None:
+        """Discard an inode that lost its last name without the kernel having asked for that.
+
+        One that is open goes when it is closed.  The kernel may know it for a second more, and then
+        finds it gone, as it does where another process has removed something.
+        """
+        self._open_inodes.orphaned(ino)
+        await self._open_inodes.forgotten(ino)
+
     # Names
 
     @guarded

@@ -134,6 +134,7 @@ class Developer:
         name_of: gives (parent ino, name) of an inode, None where it isn't known.
         is_being_written: whether a file is open to be written.
         release_replaced: lets an inode go that :meth:`finished` was told of.
+        let_go: lets an inode go that has lost its last name to another picture.
     """
 
     def __init__(
@@ -144,12 +145,14 @@ class Developer:
         name_of: Callable[[int], tuple[int, bytes] | None],
         is_being_written: Callable[[int], bool],
         release_replaced: Callable[[int], Awaitable[None]],
+        let_go: Callable[[int], Awaitable[None]],
     ) -> None:
         self._store = store
         self._scheduler = scheduler
         self._name_of = name_of
         self._is_being_written = is_being_written
         self._release_replaced = release_replaced
+        self._let_go = let_go
         self._replaced: dict[int, list[int]] = {}
         self._copies = CopyFinder(store, scheduler)
         self._waiting: dict[int, _Place | None] = {}
@@ -221,12 +224,7 @@ class Developer:
         if ino in self._waiting:
             return
         for replaced_ino in self._replaced.pop(ino, []):
-            try:
-                await self._release_replaced(replaced_ino)
-            except LatentfsError as error:  # the next mount removes it
-                log.error("inode %d, which was replaced, can't be removed: %s", replaced_ino, error)
-            except Exception:
-                log.exception("inode %d, which was replaced, can't be removed", replaced_ino)
+            await _released(self._release_replaced, replaced_ino)
 
     async def _search(self) -> None:
         try:
@@ -342,8 +340,9 @@ class Developer:
         adds_bytes = 4096 + sum(len(picture.payload) for picture in rendered)
         with self._store.change(adds_bytes=adds_bytes, announced=True) as transaction:
             is_unchanged = self._is_unchanged(transaction, file)
-            if is_unchanged:
-                self._commit(transaction, file, developed)
+            orphans = self._commit(transaction, file, developed) if is_unchanged else []
+        for ino in orphans:
+            await _released(self._let_go, ino)
         return is_unchanged
 
     async def _render(self, picture: Picture, vae: VaeRecord) -> RenderedPicture:
@@ -360,19 +359,25 @@ class Developer:
     async def _packed(self, *blobs: bytes) -> tuple[PackedBlob, ...]:
         return await trio.to_thread.run_sync(pack_blobs, self._store.read_in_thread(), blobs)
 
-    def _commit(self, transaction: FileTransaction, file: _Finished, developed: _Developed) -> None:
+    def _commit(
+        self, transaction: FileTransaction, file: _Finished, developed: _Developed
+    ) -> list[int]:
+        """Add the pictures and keep the file as its latents; return what has lost its last name."""
+        orphans = []
         inode = transaction.require(file.ino)
         owner = Owner(inode.uid, inode.gid, stat.S_IMODE(inode.mode) & 0o666)
         for made in developed.rendered:
             source = msgspec.structs.replace(made.picture.source, developed_in=file.parent_ino)
             # Programs set the times of a file after they have closed it.
             picture = dataclasses.replace(made.picture, source=source, mtime_ns=inode.mtime_ns)
-            name = free_name(transaction, file.parent_ino, picture, owner)
-            if name is not None:
+            free = free_name(transaction, file.parent_ino, picture, owner)
+            if free is not None:
+                if free.orphan_ino is not None:
+                    orphans.append(free.orphan_ino)
                 add_picture(
                     transaction,
                     file.parent_ino,
-                    name,
+                    free.name,
                     dataclasses.replace(made, picture=picture),
                     framing=_FRAMING,
                     owner=owner,
@@ -386,12 +391,23 @@ class Developer:
         _require_bytes(transaction, content, developed.data)
         transaction.make_latent(file.ino, inode, content)
         transaction.note_xattr(file.ino, UNDEVELOPED_XATTR, None)
+        return orphans
 
     async def _note(self, file: _Finished, reason: bytes) -> None:
         await self._store.may_change()
         with self._store.change() as transaction:
             if transaction.inode(file.ino) is not None:
                 transaction.note_xattr(file.ino, UNDEVELOPED_XATTR, reason)
+
+
+async def _released(release: Callable[[int], Awaitable[None]], ino: int) -> None:
+    """Let a replaced inode go; whatever goes wrong is logged, and the next mount removes it."""
+    try:
+        await release(ino)
+    except LatentfsError as error:
+        log.error("inode %d, which was replaced, can't be removed: %s", ino, error)
+    except Exception:
+        log.exception("inode %d, which was replaced, can't be removed", ino)
 
 
 def _require_bytes(transaction: FileTransaction, content: LatentFileContent, data: bytes) -> None:

@@ -252,7 +252,7 @@ class Importer:
         if conflict.action in ("same", "refuse"):
             return conflict
         if conflict.action == "replace":
-            transaction.remove_file(folder_ino, conflict.name)
+            transaction.remove_file_by_command(folder_ino, conflict.name)
         owner = Owner(uid, gid)
         framing = picture.identity.framing
         add_picture(transaction, folder_ino, conflict.name, rendered, framing=framing, owner=owner)

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from latentfs.ingest.addition import Owner
 from latentfs.ingest.conflicts import resolve
 from latentfs.ingest.preparation import Picture
 from latentfs.store.file_transaction import FileTransaction
 from latentfs.store.records import Inode
 
-__all__ = ["free_name"]
+__all__ = ["FreeName", "free_name"]
+
+
+@dataclass(frozen=True, slots=True)
+class FreeName:
+    """A name for a picture.
+
+    Attributes:
+        orphan_ino: what made room for it, if that has no name left.  Somebody may have it open.
+    """
+
+    name: bytes
+    orphan_ino: int | None = None
 
 
 def free_name(
     transaction: FileTransaction, folder_ino: int, picture: Picture, owner: Owner
-) -> bytes | None:
+) -> FreeName | None:
     """Return the name to give a picture; None where it is there already.
 
     The picture of an earlier version of the same latent file makes room for it.
@@ -28,9 +42,9 @@ def free_name(
     if conflict.action == "same":
         return None
     if inode is not None and inode.uid == owner.uid and _is_earlier(inode, picture):
-        transaction.remove_file(folder_ino, picture.name)
-        return picture.name
-    return conflict.name
+        ino, is_orphan = transaction.remove_entry(folder_ino, picture.name, directory=False)
+        return FreeName(picture.name, ino if is_orphan else None)
+    return FreeName(conflict.name)
 
 
 def _is_earlier(inode: Inode, picture: Picture) -> bool:

@@ -84,6 +84,8 @@ class FileTransaction(Transaction):
             raise RefusedChangeError(errno.EISDIR, "it is a folder")
         self._check_replaceable(ino, inode)
         self._rows.delete("dentries", tables.dentry_key(parent_ino, name))
+        self._removed.append((parent_ino, name, ino))
+        self._attributes |= {parent_ino, ino}
         self._touch(parent_ino, parent, links=-int(inode.is_directory))
         return ino, self._unlink(ino, inode)
 

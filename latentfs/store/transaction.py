@@ -173,8 +173,12 @@ class Transaction(Snapshot):
         self._totals = self._totals.plus(files=1, size_bytes=inode.size_bytes)
         return ino
 
-    def remove_file(self, parent_ino: int, name: bytes) -> None:
-        """Remove the file *name* and, with its last link, its content."""
+    def remove_file_by_command(self, parent_ino: int, name: bytes) -> None:
+        """Remove the file *name* and, with its last link, its content.
+
+        For the command line only, which can't know who has it open in a mount: what a mount removes
+        by :meth:`FileTransaction.remove_entry` stays for those.
+        """
         ino = self.lookup(parent_ino, name)
         inode = None if ino is None else self.inode(ino)
         if ino is None or inode is None or inode.is_directory:

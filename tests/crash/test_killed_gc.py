@@ -53,7 +53,7 @@ def path(tmp_path):
         with store.write() as transaction:
             add_picture(transaction, tables.ROOT_INO, b"gone.png", latent)
         with store.write() as transaction:
-            transaction.remove_file(tables.ROOT_INO, b"gone.png")
+            transaction.remove_file_by_command(tables.ROOT_INO, b"gone.png")
     return path
 
 
@@ -74,7 +74,7 @@ def test_killed_at_every_step(path, when):
             with store.write() as transaction:
                 add_picture(transaction, tables.ROOT_INO, b"new.png", picture_latent(number))
             with store.write() as transaction:
-                transaction.remove_file(tables.ROOT_INO, b"new.png")
+                transaction.remove_file_by_command(tables.ROOT_INO, b"new.png")
         if done.returncode == 0:
             break
         assert done.returncode == -signal.SIGKILL

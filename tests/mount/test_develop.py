@@ -190,6 +190,25 @@ def test_another_latent_under_the_name_replaces_the_picture(mount: Mount, tmp_pa
     ]
 
 
+def test_a_picture_that_is_open_is_read_on_when_it_is_replaced(
+    mount: Mount, tmp_path: Path
+) -> None:
+    shutil.copy(_latent(tmp_path, seed=1), mount.path / "cat.latent")
+    _settle(mount, developed=1)
+    with (mount.path / "cat.png").open("rb") as picture:
+        before = os.fstat(picture.fileno())
+        shutil.copy(_latent(tmp_path, seed=2), mount.path / "cat.latent")
+        _settle(mount, developed=2)
+        wait_until(
+            lambda: (mount.path / "cat.png").stat().st_ino != before.st_ino, "the new picture shows"
+        )
+        wait_until(lambda: os.fstat(picture.fileno()).st_nlink == 0, "the old one has no name")
+        data = picture.read()
+    assert len(data) == before.st_size
+    assert _size(data) == (160, 128)
+    assert data != (mount.path / "cat.png").read_bytes()
+
+
 def test_a_file_that_has_the_name_of_the_picture_stays(mount: Mount, tmp_path: Path) -> None:
     (mount.path / "cat.png").write_bytes(b"mine")
     shutil.copy(_latent(tmp_path), mount.path / "cat.latent")

@@ -79,7 +79,7 @@ async def test_other_tasks_run_while_the_disk_takes_its_time(
 async def test_a_picture_that_was_removed_can_not_be_fetched(store: Store) -> None:
     ino, inode = picture(store)
     with store.write() as transaction:
-        transaction.remove_file(ROOT_INO, b"a.png")
+        transaction.remove_file_by_command(ROOT_INO, b"a.png")
     with pytest.raises(RenderFailedError, match=f"inode {ino} was removed while it was open"):
         await StoreFetch(LiveStore(store))(ino, inode)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +26,7 @@ CTX = cast(pyfuse3.RequestContext, SimpleNamespace(uid=1, gid=2, pid=3, umask=0)
 
 
 def operations_of(live: LiveStore) -> LatentOperations:
-    renditions = cast(Renditions, SimpleNamespace())
+    renditions = cast(Renditions, SimpleNamespace(kernel_hit=lambda inode: None))
     detector = SequenceDetector(files_max=0)
     return LatentOperations(live, renditions, detector, ahead_bytes=lambda: 0)
 
@@ -67,3 +68,28 @@ async def test_what_no_copy_can_be_made_of_is_let_go_when_it_is_replaced(
             await operations.rename(ROOT_INO, b"new.png", ROOT_INO, b"a.png", 0, CTX)
             assert told == [(inos[1], None), (inos[2], picture_ino)]
             await operations.release_replaced(picture_ino)
+
+
+async def test_what_is_removed_behind_the_kernels_back_goes_when_it_is_open_no_more(
+    tmp_path: Path, autojump_clock: trio.abc.Clock
+) -> None:
+    with Store.create(tmp_path / "art.lfs") as store:
+        with store.write() as transaction:
+            inos = [
+                add_picture(transaction, ROOT_INO, b"%d.png" % seed, picture_latent(seed))
+                for seed in (1, 2)
+            ]
+        async with open_live_store(store, writable=True) as live:
+            operations = operations_of(live)
+            opened = await operations.open(inos[0], os.O_RDONLY, CTX)
+            await live.may_change()
+            with live.change(announced=True) as transaction:
+                for name in (b"1.png", b"2.png"):
+                    transaction.remove_entry(ROOT_INO, name, directory=False)
+            for ino in inos:
+                await operations.let_go(ino)
+            with live.read() as snapshot:
+                assert [snapshot.inode(ino) is not None for ino in inos] == [True, False]
+            await operations.release(opened.fh)
+            with live.read() as snapshot:
+                assert snapshot.inode(inos[0]) is None

@@ -225,7 +225,7 @@ async def test_a_picture_that_another_process_replaces_while_it_is_written_into_
             nursery.start_soon(write)
             await trio.sleep(2)
             with store.write() as transaction:
-                transaction.remove_file(ROOT_INO, b"a.png")
+                transaction.remove_file_by_command(ROOT_INO, b"a.png")
             opened.renditions.may_go.set()
 
 
@@ -554,7 +554,7 @@ async def test_a_file_whose_bytes_another_process_has_removed_is_stale_and_not_z
         assert await opened.files.read(fh, 0, 10) == b"text"
         await trio.sleep(2)  # for the lock
         with store.write() as transaction:
-            transaction.remove_file(ROOT_INO, b"a.txt")
+            transaction.remove_file_by_command(ROOT_INO, b"a.txt")
         with refused(errno.ESTALE):
             await opened.files.read(fh, 0, 10)
 

@@ -634,7 +634,7 @@ async def test_a_file_that_was_removed_since_it_was_opened_is_an_error(
     store: Store, picture: Picture, autojump_clock: trio.testing.MockClock
 ) -> None:
     with store.write() as transaction:
-        transaction.remove_file(ROOT_INO, b"picture")
+        transaction.remove_file_by_command(ROOT_INO, b"picture")
     async with opened(store) as world:
         with pytest.raises(RenderFailedError, match="was removed while it was open"):
             await world.read(picture)

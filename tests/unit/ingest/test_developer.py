@@ -38,6 +38,7 @@ def _developer(store: Store, released: list[int], *, fails: bool) -> Developer:
         name_of=lambda ino: None,
         is_being_written=lambda ino: False,
         release_replaced=release,
+        let_go=release,
     )
 
 

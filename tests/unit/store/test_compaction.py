@@ -26,7 +26,7 @@ def path(tmp_path):
                 add_picture(transaction, tables.ROOT_INO, b"%d.png" % number, latent)
         with store.write() as transaction:
             for number in range(20):
-                transaction.remove_file(tables.ROOT_INO, b"%d.png" % number)
+                transaction.remove_file_by_command(tables.ROOT_INO, b"%d.png" % number)
     return path
 
 

@@ -388,7 +388,7 @@ def test_what_is_damaged_can_still_be_removed(store, damage, what):
     else:
         damage.delete("metadata", tables.blob_references_key(blob_id(b"{}")))
     with store.write() as transaction:
-        transaction.remove_file(damage.ino("/folder"), b"b.png")
+        transaction.remove_file_by_command(damage.ino("/folder"), b"b.png")
     assert "/folder/b.png" not in tree(store)
     repair_store(store)
     assert problems(store) == []

@@ -367,7 +367,7 @@ def test_readers_see_a_snapshot_while_a_writer_commits(path):
 
             def write():
                 with store.write() as transaction:
-                    transaction.remove_file(tables.ROOT_INO, b"a.png")
+                    transaction.remove_file_by_command(tables.ROOT_INO, b"a.png")
                     add_picture(transaction, tables.ROOT_INO, b"b.png", picture_latent(2))
 
             thread = threading.Thread(target=write)

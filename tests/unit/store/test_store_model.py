@@ -65,7 +65,7 @@ class StoreModel(RuleBasedStateMachine):
         key = (folder, name)
         with self.store.write() as transaction:
             if key in self.pictures:
-                transaction.remove_file(self.inos[folder], name.encode())
+                transaction.remove_file_by_command(self.inos[folder], name.encode())
             add_picture(
                 transaction,
                 self.inos[folder],
@@ -82,7 +82,7 @@ class StoreModel(RuleBasedStateMachine):
     def remove(self, file):
         if file in self.pictures:
             with self.store.write() as transaction:
-                transaction.remove_file(self.inos[file[0]], file[1].encode())
+                transaction.remove_file_by_command(self.inos[file[0]], file[1].encode())
             del self.pictures[file]
 
     @rule(folder=folders, name=NAMES)
@@ -91,7 +91,7 @@ class StoreModel(RuleBasedStateMachine):
         try:
             with self.store.write() as transaction:
                 for old_folder, old_name in self.pictures:
-                    transaction.remove_file(self.inos[old_folder], old_name.encode())
+                    transaction.remove_file_by_command(self.inos[old_folder], old_name.encode())
                 transaction.make_directories("/abandoned/too", uid=0, gid=0)
                 add_picture(transaction, self.inos["/"], b"abandoned.png", LATENTS[0])
                 raise InterruptedError

@@ -99,7 +99,7 @@ def test_equal_latents_are_stored_once_and_freed_with_their_last_file(store):
         assert snapshot.totals().payloads == 1
     for left, name in ((2, b"b.png"), (1, b"a.png"), (0, b"c.png")):
         with store.write() as transaction:
-            transaction.remove_file(ROOT, name)
+            transaction.remove_file_by_command(ROOT, name)
         with store.read() as snapshot:
             found = [references for _, _, references in snapshot.payload_index()]
             assert found == [left] * (left > 0)
@@ -118,7 +118,7 @@ def test_removing_a_picture_frees_all_that_only_it_used(store):
             metadata=b"{}",
         )
     with store.write() as transaction:
-        transaction.remove_file(ROOT, b"a.png")
+        transaction.remove_file_by_command(ROOT, b"a.png")
     with store.read() as snapshot:
         assert snapshot.totals() == Totals(directories=1)
         assert list(snapshot.payload_index()) == list(snapshot.blobs()) == []
@@ -136,7 +136,7 @@ def test_pages_of_removed_pictures_are_used_again(store):
     sizes = []
     for number in range(1, 40):
         with store.write() as transaction:
-            transaction.remove_file(ROOT, b"%d.png" % (number - 1))
+            transaction.remove_file_by_command(ROOT, b"%d.png" % (number - 1))
             latent = picture_latent(number, height=90, width=90)
             add_picture(transaction, ROOT, b"%d.png" % number, latent)
         sizes.append(file.stat().st_size)
@@ -164,7 +164,7 @@ def test_metadata_is_shared_and_counted(store):
     with store.read() as snapshot:
         assert dict(snapshot.blobs()) == {blob_id(b"p"): 3, blob_id(b"w"): 2}
     with store.write() as transaction:
-        transaction.remove_file(ROOT, b"a.png")
+        transaction.remove_file_by_command(ROOT, b"a.png")
     with store.read() as snapshot:
         assert dict(snapshot.blobs()) == {blob_id(b"p"): 1, blob_id(b"w"): 1}
         assert snapshot.blob(blob_id(b"w")) == b"w"
@@ -322,7 +322,7 @@ def test_only_files_that_are_there_are_removed(store):
         transaction.make_directories("/folder", uid=0, gid=0)
         for name in (b"folder", b"missing"):
             with pytest.raises(PathError, match="is not a file"):
-                transaction.remove_file(ROOT, name)
+                transaction.remove_file_by_command(ROOT, name)
 
 
 def test_entries_are_those_of_one_folder_in_byte_order(store):
@@ -343,7 +343,7 @@ def test_inode_numbers_are_never_used_again(store):
         with store.write() as transaction:
             given.append(add_picture(transaction, ROOT, b"a.png", picture_latent(number)))
         with store.write() as transaction:
-            transaction.remove_file(ROOT, b"a.png")
+            transaction.remove_file_by_command(ROOT, b"a.png")
     assert len(set(given)) == 5
 
 
@@ -384,7 +384,7 @@ def test_what_loses_one_of_its_links_is_to_be_asked_for_anew(store):
     with store.read() as snapshot:
         first = snapshot.next_change()
     with store.write() as transaction:
-        transaction.remove_file(ROOT, b"a.png")
+        transaction.remove_file_by_command(ROOT, b"a.png")
     with store.read() as snapshot:
         (change,) = snapshot.changes_since(first)
         assert set(change.directories) == {ROOT, ino}
@@ -397,7 +397,7 @@ def test_changes_say_what_a_mount_must_forget(store):
         folder = transaction.make_directories("/folder", uid=0, gid=0)
         ino = add_picture(transaction, folder, b"a.png", picture_latent(1))
     with store.write() as transaction:
-        transaction.remove_file(folder, b"a.png")
+        transaction.remove_file_by_command(folder, b"a.png")
     with store.write() as transaction:
         transaction.put_vae("a", VAE)  # nothing that a kernel knows
     with store.read() as snapshot:
@@ -469,7 +469,7 @@ def test_a_picture_whose_payload_is_gone_can_be_removed_and_not_added(store):
     with store.read() as snapshot:
         assert snapshot.resolve("/again.png") is None
     with store.write() as transaction:
-        transaction.remove_file(ROOT, b"a.png")
+        transaction.remove_file_by_command(ROOT, b"a.png")
     with store.read() as snapshot:
         assert snapshot.resolve("/a.png") is None
 
