@@ -14,6 +14,7 @@ from latentfs.cli.interrupts import ended_as_by_ctrl_c
 from latentfs.cli.places import PLACE
 from latentfs.cli.settings_options import setting_sources, settings_options
 from latentfs.fs.daemon import Callbacks, mount_and_serve
+from latentfs.fs.mountpoint import check_outside
 from latentfs.service.background import (
     READY_FD_FLAG,
     log_destination,
@@ -22,6 +23,7 @@ from latentfs.service.background import (
 )
 from latentfs.settings.mount_settings import MountSettings
 from latentfs.settings.sources import SettingSources
+from latentfs.telemetry.address import UnixAddress
 from latentfs.telemetry.logs import configure_logging
 
 __all__ = ["command"]
@@ -64,7 +66,7 @@ def command(
             return start_daemon(sys.argv[2:])
     sources = setting_sources(store=store, mountpoint=mountpoint, options=options)
     settings = sources.resolve().settings
-    _check_places(settings)
+    _check_places(settings, settings_file=sources.file_in_use())
     _serve(sources, settings, ready_fd)
     return 0
 
@@ -97,9 +99,16 @@ def _serve(sources: SettingSources, settings: MountSettings, ready_fd: int | Non
         mount_and_serve(settings, callbacks)
 
 
-def _check_places(settings: MountSettings) -> None:
+def _check_places(settings: MountSettings, *, settings_file: Path | None) -> None:
     for name, place in (("STORE", settings.store), ("MOUNTPOINT", settings.mountpoint)):
         if place is None:
             raise click.UsageError(
                 f"{name} is missing; give it as an argument, or {name.lower()} in a settings file"
             )
+    assert settings.mountpoint is not None
+    used = [("settings file", settings_file), ("log file", settings.log)]
+    if isinstance(settings.metrics, UnixAddress):
+        used.append(("socket for metrics", settings.metrics.path))
+    for what, path in used:
+        if isinstance(path, Path):
+            check_outside(path, what, mountpoint=settings.mountpoint)

@@ -21,6 +21,7 @@ __all__ = [
     "FILESYSTEM_TYPE",
     "MountEntry",
     "check_mountpoint",
+    "check_outside",
     "find_mount",
     "may_allow_other",
     "mounts_of",
@@ -121,11 +122,7 @@ def check_mountpoint(path: Path, *, store_path: Path) -> None:
         MountError: it is no directory, or something alive is mounted there, or the store is in it:
             the daemon would wait for itself.
     """
-    if store_path.is_relative_to(path):
-        raise MountError(
-            f"the store {store_path} is in the mount point {path} and would be hidden by the "
-            "mount; choose another mount point"
-        )
+    check_outside(store_path, "store", mountpoint=path)
     mount = find_mount(path)
     if mount is not None and not (mount.type == _AUTOMOUNT_TYPE and passes_automounts()):
         if mount.type != FILESYSTEM_TYPE or not _is_stale(path):
@@ -137,6 +134,22 @@ def check_mountpoint(path: Path, *, store_path: Path) -> None:
     if not path.is_dir():
         what = "is not a directory" if path.exists() else "does not exist; make it with mkdir"
         raise MountError(f"the mount point {path} {what}")
+
+
+def check_outside(path: Path, what: str, *, mountpoint: Path) -> None:
+    """Make sure that *path*, which the daemon uses as its *what*, is not in its mount point.
+
+    Raises:
+        MountError: it is, and the daemon would wait for itself.
+    """
+    # As it is written first: finding out what links in it lead to asks a daemon that may hang.
+    places = (os.path.abspath(path), os.path.realpath(path))
+    folders = (os.path.abspath(mountpoint), resolve_mountpoint(mountpoint))
+    if any(Path(place).is_relative_to(folder) for place in places for folder in folders):
+        raise MountError(
+            f"the {what} {path} is in the mount point {mountpoint} and would be hidden by the "
+            "mount; choose another mount point"
+        )
 
 
 def unmount_if_stale(path: Path) -> bool:

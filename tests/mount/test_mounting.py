@@ -330,6 +330,21 @@ def test_bad_mount_points(store: Path, tmp_path: Path, place: str, message: str)
     assert message in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--log", "{}/log"), ("--metrics", "unix:{}/metrics"), ("--config", "{}/c")]
+)
+def test_what_the_daemon_uses_may_not_be_in_the_mount(
+    store: Path, tmp_path: Path, flag: str, value: str
+) -> None:
+    path = tmp_path / "mnt"
+    path.mkdir()
+    (path / "c").write_text("prefetch = 0\n")
+    done = latentfs("mount", store, path, flag, value.format(path), check=False)
+    assert done.returncode == 1
+    assert "would be hidden by the mount" in done.stderr
+    assert os.listdir(path) == ["c"]
+
+
 def test_no_command_waits_for_a_daemon_that_hangs(
     mount: Mount, pictures_store: Path, tmp_path: Path
 ) -> None:

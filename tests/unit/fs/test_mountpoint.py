@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from latentfs.errors import MountError
 from latentfs.fs import mountpoint, tuning
-from latentfs.fs.mountpoint import check_mountpoint, find_mount, unmount
+from latentfs.fs.mountpoint import check_mountpoint, check_outside, find_mount, unmount
 
 MOUNTINFO = """22 1 0:20 / / rw - ext4 /dev/vda rw
 30 22 0:44 / /mnt/two\\040words rw,nosuid shared:7 - fuse.latentfs /srv/art\\134b.lfs ro
@@ -49,6 +50,20 @@ def test_a_store_is_not_hidden_by_its_own_mount(tmp_path: Path) -> None:
     for place in (tmp_path, tmp_path / "art.lfs"):
         with pytest.raises(MountError, match="would be hidden"):
             check_mountpoint(place, store_path=tmp_path / "art.lfs")
+
+
+def test_what_the_daemon_uses_is_not_in_its_mount_point(tmp_path: Path) -> None:
+    real = tmp_path / "real"
+    real.mkdir()
+    (tmp_path / "link").symlink_to(real)
+    (tmp_path / "log").symlink_to(real / "deep" / "log")
+    inside = (real / "log", tmp_path / "link" / "log", tmp_path / "log", tmp_path / "a/../real/b")
+    for path in inside:
+        for place in (real, tmp_path / "link"):
+            with pytest.raises(MountError, match="the log file"):
+                check_outside(path, "log file", mountpoint=place)
+    for path in (tmp_path / "real.log", tmp_path, Path(os.devnull)):
+        check_outside(path, "log file", mountpoint=real)
 
 
 def test_a_linked_mount_point_is_found_by_its_real_path(tmp_path: Path) -> None:
