@@ -305,6 +305,7 @@ class _Daemon:
         # The kernel takes up its own settings with the first answer, in place of what was set
         # before.
         await self._wait_for_an_answer()
+        health.note_answer()
         try:
             await trio.to_thread.run_sync(tune, self._mountpoint)
         except RuntimeError as error:

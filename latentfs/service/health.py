@@ -101,10 +101,9 @@ class Health:
         self._late_after_s = late_after_s
         self._answered_total = answered_total
         self._is_mounted = is_mounted
-        self._answered_before = answered_total()
-        self._answered_s = self._asked_s = trio.current_time()
-        self._excused_s = 0.0
+        self._asked_s = trio.current_time()
         self._can_be_asked = True
+        self.note_answer()
         self._error = "it has not been asked yet"
 
     @property
@@ -118,6 +117,12 @@ class Health:
         if silent_s - self._excused_s <= self._late_after_s():
             return None
         return f"no answer for {silent_s:.0f} s: {self._error}"
+
+    def note_answer(self) -> None:
+        """The mount has answered, or nothing is known against it yet; silence begins now."""
+        self._answered_before = self._answered_total()
+        self._answered_s = trio.current_time()
+        self._excused_s = 0.0
 
     async def run(self) -> None:
         """Ask the mount every ten seconds, the first time after as long, until cancelled."""
@@ -141,9 +146,7 @@ class Health:
             self._excuse(error, self._asked_s - asked_before_s)
         self._can_be_asked = can_be_asked
         if has_answered or self._answered_total() != self._answered_before:
-            self._answered_before = self._answered_total()
-            self._answered_s = trio.current_time()
-            self._excused_s = 0.0
+            self.note_answer()
 
     def _excuse(self, error: Exception, silent_s: float) -> None:
         if self._can_be_asked:

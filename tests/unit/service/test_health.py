@@ -98,6 +98,19 @@ async def test_a_mount_that_has_not_answered_for_long_is_ill_until_it_does(
     assert health.is_healthy
 
 
+async def test_a_mount_that_took_long_to_answer_first_is_well_when_it_has(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    health = Health(ScriptedRead(), late_after_s=lambda: 90.0)
+    await trio.sleep(200)
+    assert not health.is_healthy
+    health.note_answer()
+    assert health.is_healthy
+    nursery.start_soon(health.run)
+    await trio.sleep(500)
+    assert health.is_healthy
+
+
 async def test_a_mount_that_answers_others_is_well_though_the_self_read_waits(
     nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
