@@ -15,7 +15,7 @@ from pathlib import Path
 
 import trio
 
-from latentfs.errors import LatentfsError, NoRendererError
+from latentfs.errors import LatentfsError, NoRendererError, StoreFullError
 from latentfs.ingest.addition import (
     Owner,
     PackedMetadata,
@@ -104,6 +104,7 @@ class Importer:
 
         Raises:
             NoRendererError: nothing can be rendered here.
+            StoreFullError: the disk is full; what was reported as added stays.
         """
         queue = iter(candidates)
         rendered, to_commit = trio.open_memory_channel[RenderedPicture](_GROUP_FILES)
@@ -215,8 +216,17 @@ class Importer:
             self._report_committed(rendered, conflict)
 
     async def _commit_one_by_one(self, group: list[RenderedPicture], error: LatentfsError) -> None:
-        """A full disk may have room for some of a group; damage is met by one of them."""
+        """A full disk may have room for some of a group; damage is met by one of them.
+
+        Raises:
+            StoreFullError: it has no room for one; what comes next would be rendered in vain.
+        """
         if len(group) == 1:
+            if isinstance(error, StoreFullError):
+                raise StoreFullError(
+                    f"no space left for the store {self._store.path}: the import ends here and "
+                    "keeps what it has added; free some space and import the same again"
+                ) from error
             path = group[0].picture.path
             self._report(Refused(path, _reason(error, path)))
             return

@@ -1,8 +1,9 @@
-"""An import keeps others from writing only for as long as it takes to write."""
+"""How an import writes into a store: not for long at a time, and not in vain."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ import zstandard
 from latent_files import latent_array, write_comfyui_latent
 from store_contents import VAE
 
+from latentfs.errors import StoreFullError
 from latentfs.images.framing import Framing
 from latentfs.ingest import importer
 from latentfs.ingest.discover import Candidate
@@ -20,6 +22,8 @@ from latentfs.render.job_queue import Priority, RenderJob, Rendition
 from latentfs.render.protocol import Rendered
 from latentfs.render.scheduler import Scheduler
 from latentfs.store.store import Store
+from latentfs.store.tables import ROOT_INO
+from latentfs.store.transaction import Transaction
 from latentfs.store.writer_lock import WriterLock
 
 OPTIONS = ImportOptions(
@@ -71,10 +75,13 @@ def _latents(folder: Path, seeds: Sequence[int], *, workflow: str = "{}") -> lis
     return found
 
 
+def _importer(store: Store, outcomes: list[Outcome]) -> Importer:
+    return Importer(store, OPTIONS, report=outcomes.append, on_file_done=lambda: None)
+
+
 async def _imported(store: Store, candidates: list[Candidate]) -> list[Outcome]:
     outcomes: list[Outcome] = []
-    run = Importer(store, OPTIONS, report=outcomes.append, on_file_done=lambda: None)
-    await run.run(candidates, cast(Scheduler, CountingScheduler()))
+    await _importer(store, outcomes).run(candidates, cast(Scheduler, CountingScheduler()))
     return outcomes
 
 
@@ -121,3 +128,31 @@ async def test_what_is_committed_together_is_bounded_by_its_bytes(
     monkeypatch.setattr(importer, "_GROUP_BYTES", 1)
     assert len(await _imported(store, _latents(tmp_path, range(3, 6)))) == 3
     assert store.changes() == commits + 4
+
+
+async def test_an_import_ends_when_the_disk_is_full_and_keeps_what_it_has_added(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fits = 3
+    write = Store.write
+
+    @contextmanager
+    def write_while_there_is_space(store: Store) -> Iterator[Transaction]:
+        with write(store) as transaction:
+            yield transaction
+            if sum(1 for _ in transaction.entries(ROOT_INO)) > fits:
+                raise StoreFullError("no space left")
+
+    monkeypatch.setattr(Store, "write", write_while_there_is_space)
+    monkeypatch.setattr(importer, "_GROUP_FILES", 2)
+    outcomes: list[Outcome] = []
+    scheduler = CountingScheduler()
+    with pytest.RaisesGroup(
+        pytest.RaisesExc(StoreFullError, match="import ends"), flatten_subgroups=True
+    ):
+        await _importer(store, outcomes).run(
+            _latents(tmp_path, range(100)), cast(Scheduler, scheduler)
+        )
+    assert [type(outcome) for outcome in outcomes] == [Added] * fits
+    assert store.statistics().totals.files == fits
+    assert scheduler.renders < 50
