@@ -15,6 +15,7 @@ from latentfs.cli.interrupts import ended_as_by_ctrl_c
 from latentfs.cli.output import mend_streams, one_line
 from latentfs.cli.places import PLACE
 from latentfs.errors import InvalidArgumentError
+from latentfs.fs.mountpoint import is_mounted_by_systemd_now
 from latentfs.service.background import start_daemon
 from latentfs.settings.sources import SettingSources, given_by_mount_options
 
@@ -91,7 +92,11 @@ def _command(
     if chosen.config_file is not None:
         arguments += ["--config", chosen.config_file]
     with ended_as_by_ctrl_c():
-        status = start_daemon([*arguments, "--", str(store), str(mountpoint)], user=chosen.user)
+        status = start_daemon(
+            [*arguments, "--", str(store), str(mountpoint)],
+            user=chosen.user,
+            stays_in_group=is_mounted_by_systemd_now(mountpoint),
+        )
     if status != 0:
         return _FAILURE_STATUS
     if verbose:

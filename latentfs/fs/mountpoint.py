@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from latentfs.errors import MountError
-from latentfs.service.automount import passes_automounts
 
 __all__ = [
     "FILESYSTEM_TYPE",
@@ -23,6 +22,7 @@ __all__ = [
     "check_mountpoint",
     "check_outside",
     "find_mount",
+    "is_mounted_by_systemd_now",
     "may_allow_other",
     "mounts_of",
     "resolve_mountpoint",
@@ -32,6 +32,7 @@ __all__ = [
 
 FILESYSTEM_TYPE = "fuse.latentfs"
 _AUTOMOUNT_TYPE = "autofs"
+_SYSTEMD_GROUP = 1
 _FUSE_CONFIGURATION = Path("/etc/fuse.conf")
 _UNMOUNT_WAIT_S = 10.0
 _BUSY_WAIT_S = 0.5
@@ -115,6 +116,18 @@ def mounts_of(store: Path) -> list[MountEntry]:
     return [m for m in _mounts() if m.type == FILESYSTEM_TYPE and m.source == source]
 
 
+def is_mounted_by_systemd_now(path: Path) -> bool:
+    """Whether systemd has this process mount *path*, as somebody looks into it the first time.
+
+    systemd runs mount(8) in its own process group.  The kernel has every other process that looks
+    at such a folder wait until the mount is there: a daemon of another group, for itself.  Of that
+    group are the processes of many a container, too, but they have no autofs there.
+    """
+    mount = find_mount(path)
+    is_automount = mount is not None and mount.type == _AUTOMOUNT_TYPE
+    return is_automount and os.getpgrp() == _SYSTEMD_GROUP
+
+
 def check_mountpoint(path: Path, *, store_path: Path) -> None:
     """Make sure that *path* is a directory to mount on, or that a killed daemon's mount is there.
 
@@ -124,7 +137,7 @@ def check_mountpoint(path: Path, *, store_path: Path) -> None:
     """
     check_outside(store_path, "store", mountpoint=path)
     mount = find_mount(path)
-    if mount is not None and not (mount.type == _AUTOMOUNT_TYPE and passes_automounts()):
+    if mount is not None and not is_mounted_by_systemd_now(path):
         if mount.type != FILESYSTEM_TYPE or not _is_stale(path):
             raise MountError(
                 f"{mount.source} ({mount.type}) is mounted on {path} already; "

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import pwd
+import signal
 import stat
 import subprocess
 import sys
@@ -19,7 +20,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from latentfs.errors import InvalidArgumentError
-from latentfs.service.automount import passes_automounts
 from latentfs.telemetry.logs import is_journal
 
 __all__ = ["READY_FD_FLAG", "log_destination", "start_daemon", "waited_for"]
@@ -37,20 +37,21 @@ _MANAGER_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 _USER_VARIABLES = ("XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR", "XDG_DATA_HOME")
 
 
-def start_daemon(arguments: Sequence[str], *, user: str | None = None) -> int:
+def start_daemon(
+    arguments: Sequence[str], *, user: str | None = None, stays_in_group: bool = False
+) -> int:
     """Run ``latentfs mount`` with *arguments* in a session of its own, until the mount is usable.
-
-    Called by systemd's mount(8), it stays in systemd's session.
 
     Interrupted by Ctrl-C, it ends the daemon, waits until it has unmounted, and raises
     KeyboardInterrupt.
 
     Args:
         user: whom the daemon runs as; None for the user of this process.
+        stays_in_group: whether it is in the process group, and the session, of this process.
 
     Returns:
         0 when the mount is usable, else the exit status of a daemon that has ended, which has said
-        why on standard error; 1 where it was told to end before.
+        why on standard error; 1 where it was told to end before, or killed.
 
     Raises:
         InvalidArgumentError: there is no such user, or this user may not run something as another.
@@ -59,20 +60,30 @@ def start_daemon(arguments: Sequence[str], *, user: str | None = None) -> int:
     read_fd, write_fd = os.pipe()
     with open(read_fd, "rb", buffering=0) as told:
         try:
-            daemon = _started(arguments, write_fd, user)
+            daemon = _started(arguments, write_fd, user, stays_in_group=stays_in_group)
         finally:
             os.close(write_fd)
         try:
             if told.read(len(_READY)) == _READY:
                 daemon.returncode = 0  # it is let go: nobody waits for its end
                 return 0
-            return daemon.wait() or 1  # told to end before it could be used
+            return _failure(daemon.wait())
         except BaseException:
             _end(daemon)
             raise
 
 
-def _started(arguments: Sequence[str], ready_fd: int, user: str | None) -> subprocess.Popen[bytes]:
+def _failure(returncode: int) -> int:
+    """Return the exit status that stands for the end of a daemon before it could be used."""
+    if returncode < 0:
+        name = signal.strsignal(-returncode) or f"signal {-returncode}"
+        print(f"latentfs: the daemon was ended before it could be used: {name}", file=sys.stderr)
+    return returncode if returncode > 0 else 1
+
+
+def _started(
+    arguments: Sequence[str], ready_fd: int, user: str | None, *, stays_in_group: bool
+) -> subprocess.Popen[bytes]:
     environment = {k: v for k, v in os.environ.items() if k not in _MANAGER_VARIABLES}
     identity: dict[str, Any] = {}
     if user is not None:
@@ -94,8 +105,7 @@ def _started(arguments: Sequence[str], ready_fd: int, user: str | None) -> subpr
         stderr=None if sys.stderr is not None else subprocess.DEVNULL,
         env=environment,
         pass_fds=[ready_fd],
-        # That of systemd is needed to mount at first use, and has no terminal.
-        start_new_session=not passes_automounts(),
+        start_new_session=not stays_in_group,
         **identity,
     )
 

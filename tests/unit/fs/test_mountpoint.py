@@ -93,6 +93,23 @@ def test_a_linked_mount_point_is_unmounted_by_its_real_path(
     assert unmounted == [real]
 
 
+@pytest.mark.parametrize(
+    ("type_", "group", "is_by_systemd"),
+    [("autofs", 1, True), ("autofs", 77, False), (None, 1, False), ("fuse.latentfs", 1, False)],
+)
+def test_systemd_mounts_at_first_use_what_its_process_group_sees_an_autofs_on(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    type_: str | None,
+    group: int,
+    is_by_systemd: bool,
+) -> None:
+    mounts = [mountpoint.MountEntry("0:44", str(tmp_path), type_, "systemd-1")] if type_ else []
+    monkeypatch.setattr(mountpoint, "_mounts", lambda: iter(mounts))
+    monkeypatch.setattr(os, "getpgrp", lambda: group)
+    assert mountpoint.is_mounted_by_systemd_now(tmp_path) == is_by_systemd
+
+
 def test_settings_that_can_not_be_written_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
