@@ -17,6 +17,7 @@ from nginx.conftest import ALMOST_A_PICTURE, ODD_FOLDER, ODD_NAMES, Served
 from nginx.http_client import Answer, ask
 
 CAT = "/art/pictures/010.png"
+RELOADS = 20
 
 
 @pytest.fixture(scope="module")
@@ -281,8 +282,8 @@ async def test_clients_that_hang_up_during_a_render_are_nobodys_trouble(served: 
     await trio.to_thread.run_sync(wait_until, is_idle, "all renders have ended")
 
 
-async def test_a_reload_under_load_loses_no_request(served: Served) -> None:
-    answers: list[Answer] = []
+async def test_reloads_under_load_lose_no_request(served: Served) -> None:
+    statuses: Counter[int] = Counter()
     targets = sorted(served.right)[:80]
     workers_before = workers(served)
 
@@ -291,21 +292,21 @@ async def test_a_reload_under_load_loses_no_request(served: Served) -> None:
         while not scope.cancel_called:
             target = targets[at % len(targets)]
             answer = await ask(served.port, target)
-            assert answer.sha256 == served.right[target], answer.status
-            answers.append(answer)
+            statuses[answer.status] += 1
+            assert answer.status != 200 or answer.sha256 == served.right[target]
             at += 7
 
     async with trio.open_nursery() as nursery:
         stop = trio.CancelScope()
         for number in range(30):
             nursery.start_soon(client, number, stop)
-        for _ in range(3):
+        for _ in range(RELOADS):
             await trio.sleep(0.3)
             served.nginx.reload()
         await trio.sleep(0.5)
         stop.cancel()
-    assert Counter(answer.status for answer in answers) == {200: len(answers)}
-    assert len(answers) > 100
+    assert set(statuses) == {200}, statuses
+    assert statuses[200] > 100
     assert not workers(served) & workers_before
 
 
