@@ -19,7 +19,7 @@ import pytest
 import trio
 from example_nginx import running_nginx
 from latent_files import latent_array
-from mounts import Mount, mounted
+from mounts import Mount, mounted, wait_until
 from nginx.conftest import Served, rendition_hashes
 from nginx.http_client import Answer, ask, asked
 from rendered_stores import rendered_store
@@ -98,24 +98,32 @@ def served(
         yield Served(mount, nginx, right)
 
 
-async def test_a_picture_that_can_not_be_rendered_is_503_until_it_can(served: Served) -> None:
-    """The VAE is away for a while, as if its disk were."""
-    store = served.mount.store
-    pid = await trio.to_thread.run_sync(served.mount.wait_for_renderer)
+@contextlib.contextmanager
+def no_vae(store: Path) -> Iterator[None]:
+    """It is away for a while, as if its disk were; a renderer that has loaded it goes on."""
     for vae in (store / "vae").iterdir():
         vae.rename(store / f"away-{vae.name}")
-    os.kill(pid, signal.SIGKILL)  # the next one has not loaded it
+    try:
+        yield
+    finally:
+        for vae in store.glob("away-*"):
+            vae.rename(store / "vae" / vae.name.removeprefix("away-"))
+
+
+async def test_a_picture_that_can_not_be_rendered_is_503_until_it_can(served: Served) -> None:
+    pid = await trio.to_thread.run_sync(served.mount.wait_for_renderer)
     other_copy = {"If-None-Match": '"another"'}
-    answers = [
-        (target, await ask(served.port, target, headers=headers))
-        for headers in ({}, other_copy)
-        for target in sorted(served.right)[2:20]
-    ]
-    for vae in store.glob("away-*"):
-        vae.rename(store / "vae" / vae.name.removeprefix("away-"))
-    failed = [answer for _, answer in answers if answer.status == 503]
-    assert len(failed) > 20
-    for answer in failed:
+    with no_vae(served.mount.store):
+        os.kill(pid, signal.SIGKILL)  # the next one has not loaded it
+        answers = [
+            (target, await ask(served.port, target, headers=headers))
+            for headers in ({}, other_copy)
+            for target in sorted(served.right)[2:20]
+        ]
+    kinds = Counter(outcome(answer, served.right[target]) for target, answer in answers)
+    assert set(kinds) <= {"right", "503"}, kinds
+    assert kinds["503"] > 20
+    for answer in (answer for _, answer in answers if answer.status == 503):
         assert answer.is_whole
         assert answer.headers["cache-control"] == "no-store"
         assert answer.headers["retry-after"] == "5"
@@ -238,6 +246,24 @@ def large_store(tiny_vae_folder: Path, tmp_path_factory: pytest.TempPathFactory)
     latents = [latent_array(1, 4, 128, 128, seed=number) for number in range(LARGE_PICTURES)]
     folder = tmp_path_factory.mktemp("large")
     return rendered_store(folder, tiny_vae_folder, latents, to="/large")
+
+
+async def test_a_picture_that_is_larger_than_the_buffer_of_a_check_is_rendered_for_it(
+    large_store: Path, tmp_path: Path
+) -> None:
+    right = rendition_hashes(large_store, "large")
+    changes = {"output_buffers 1 32m;": "output_buffers 1 64k;"}
+    with (
+        mounted(large_store, tmp_path / "mnt", "--prefetch", "0") as mount,
+        running_nginx(tmp_path / "nginx", mount.path, changes=changes) as nginx,
+    ):
+        with no_vae(large_store):  # the renderer finds none
+            await trio.to_thread.run_sync(wait_until, lambda: mount.renderer_pids(), "one starts")
+            for target in right:
+                assert outcome(await ask(nginx.port, target), right[target]) == "503"
+        await trio.sleep(HANDLE_FAILED_FOR_S)
+        for target in right:
+            assert outcome(await ask(nginx.port, target), right[target]) == "right"
 
 
 async def test_what_was_begun_is_sent_to_its_end_though_the_daemon_dies(
