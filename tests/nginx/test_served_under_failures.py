@@ -258,7 +258,9 @@ async def test_a_picture_that_is_larger_than_the_buffer_of_a_check_is_rendered_f
         running_nginx(tmp_path / "nginx", mount.path, changes=changes) as nginx,
     ):
         with no_vae(large_store):  # the renderer finds none
-            await trio.to_thread.run_sync(wait_until, lambda: mount.renderer_pids(), "one starts")
+            await trio.to_thread.run_sync(
+                wait_until, lambda: bool(mount.renderer_pids()), "one starts"
+            )
             for target in right:
                 assert outcome(await ask(nginx.port, target), right[target]) == "503"
         await trio.sleep(HANDLE_FAILED_FOR_S)
