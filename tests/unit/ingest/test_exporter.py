@@ -12,7 +12,7 @@ from store_contents import add_picture, picture_latent
 from store_damage import LATENT_A, NOISE, Damage, fill
 
 from latentfs.ingest.exporter import Exporter, export_plan
-from latentfs.latents.taken_apart import put_together
+from latentfs.latents.taken_apart import put_together, tensor_bytes
 from latentfs.render.job_queue import RenderJob, Rendition
 from latentfs.render.protocol import Rendered
 from latentfs.render.scheduler import Scheduler
@@ -114,7 +114,8 @@ async def test_files_of_every_kind(store, tmp_path):
     assert _lines(out) == {"noise", "again", "link", "cat.latent"}
     assert (out / "noise").read_bytes() == (out / "again").read_bytes() == NOISE
     assert stat.S_IMODE((out / "noise").stat().st_mode) == 0o700
-    latent = put_together([LATENT_A], b"rest", offset=2, packed=False)
+    tensor = tensor_bytes([LATENT_A], packed=False)
+    latent = put_together(tensor, b"rest", offset=2)
     assert (out / "cat.latent").read_bytes() == latent
     assert os.readlink(out / "link") == "noise"
     assert {os.lstat(path).st_mtime_ns for path in out.iterdir()} == {TIME_NS}
