@@ -17,6 +17,8 @@ from latentfs.store.snapshot import Snapshot
 __all__ = ["Heads"]
 
 _KEPT_BYTES_MAX = 16 << 20
+# Making that many takes 5 ms, in which nobody else is answered.
+_HEAD_BYTES_MAX = 2 << 20
 
 
 class Heads:
@@ -30,20 +32,20 @@ class Heads:
     ) -> bytes | None:
         """Return these bytes of the picture; None where they don't end in the head.
 
-        Also where a metadata blob is missing: a rendition may still be in the pixel cache.
+        Also where the head is long, or a metadata blob is missing: a rendition has it, too, and
+        may be in the pixel cache.
 
         Raises:
             StoreCorruptError: a metadata blob is damaged.
         """
-        lengths = [snapshot.blob_bytes(blob) for blob in content.chunks]
-        known = [length for length in lengths if length is not None]
-        head_bytes = framing.head_bytes(content.framing, metadata_bytes=sum(known))
-        if len(known) < len(lengths) or end > head_bytes:
+        if not 0 < end <= _known_bytes(snapshot, content):
             return None
         return self._whole(snapshot, content)[offset:end]
 
     def show_kernel(self, snapshot: Snapshot, ino: int, content: LatentContent) -> bool:
         """Put the pages of a head with a room into the kernel's page cache; whether there are any.
+
+        None of a long one, or of one of which a metadata blob is missing.
 
         The kernel reads ahead from the first page on that it lacks: four pages and more for one
         that a program asks for, which would be beyond any head of a sensible size.
@@ -52,10 +54,10 @@ class Heads:
         have this wait until that read is answered.
 
         Raises:
-            StoreCorruptError: a metadata blob is missing or damaged.
+            StoreCorruptError: a metadata blob is damaged.
             OSError: the kernel refuses it.
         """
-        if not content.framing.room_bytes:
+        if not content.framing.room_bytes or not _known_bytes(snapshot, content):
             return False
         head = self._whole(snapshot, content)
         whole_pages_bytes = len(head) // mmap.PAGESIZE * mmap.PAGESIZE
@@ -71,9 +73,16 @@ class Heads:
             head = framing.head(
                 content.framing, width=content.width, height=content.height, metadata=metadata
             )
-            if sys.getsizeof(head) <= _KEPT_BYTES_MAX:
-                self._kept[key] = head
+            self._kept[key] = head
         return head
+
+
+def _known_bytes(snapshot: Snapshot, content: LatentContent) -> int:
+    """Return the length of the head, 0 where it is not to be made."""
+    lengths = [snapshot.blob_bytes(blob) for blob in content.chunks]
+    known = [length for length in lengths if length is not None]
+    head_bytes = framing.head_bytes(content.framing, metadata_bytes=sum(known))
+    return head_bytes if len(known) == len(lengths) and head_bytes <= _HEAD_BYTES_MAX else 0
 
 
 def _blob(snapshot: Snapshot, blob: bytes) -> bytes:

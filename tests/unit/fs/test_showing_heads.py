@@ -11,6 +11,7 @@ import pyfuse3
 import pytest
 from store_contents import add_picture, picture_latent
 
+from latentfs.fs import heads
 from latentfs.fs.heads import Heads
 from latentfs.images import framing, png
 from latentfs.images.framing import Framing
@@ -59,11 +60,11 @@ def test_reads_within_a_head_are_answered_and_others_not(
     whole = framing.head(
         content.framing, width=content.width, height=content.height, metadata=CHUNKS
     )
-    heads = Heads()
+    made = Heads()
     for offset, end in itertools.combinations((0, 1, 33, 4096, len(whole) - 1, len(whole)), 2):
-        assert heads.piece(snapshot, content, offset=offset, end=end) == whole[offset:end]
+        assert made.piece(snapshot, content, offset=offset, end=end) == whole[offset:end]
     for offset in (0, len(whole) - 1, len(whole), len(whole) + 1):
-        assert heads.piece(snapshot, content, offset=offset, end=len(whole) + 1) is None
+        assert made.piece(snapshot, content, offset=offset, end=len(whole) + 1) is None
 
 
 def test_the_kernel_is_given_whole_pages(
@@ -91,9 +92,25 @@ def test_where_metadata_are_missing_nothing_is_known(snapshot: Snapshot) -> None
     assert Heads().piece(snapshot, damaged, offset=0, end=8) is None
 
 
-def test_a_head_is_made_once(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
-    heads = Heads()
-    content = content_of(snapshot)
-    first = heads.piece(snapshot, content, offset=0, end=5000)
+def test_a_long_head_is_neither_made_nor_given_to_the_kernel(
+    snapshot: Snapshot, shown: list[tuple[int, int, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would take long, each time, while all others wait; a rendition has it too."""
+    content = content_of(snapshot, multiple_bytes=16384)
+    monkeypatch.setattr(heads, "_HEAD_BYTES_MAX", 16384)
     monkeypatch.setattr(Snapshot, "blob", None)
-    assert heads.piece(snapshot, content, offset=0, end=5000) == first
+    assert Heads().piece(snapshot, content, offset=0, end=8) is None
+    assert not Heads().show_kernel(snapshot, 7, content)
+    assert shown == []
+
+
+def test_all_heads_that_are_made_can_be_kept() -> None:
+    assert 4 * heads._HEAD_BYTES_MAX < heads._KEPT_BYTES_MAX
+
+
+def test_a_head_is_made_once(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Heads()
+    content = content_of(snapshot)
+    first = made.piece(snapshot, content, offset=0, end=5000)
+    monkeypatch.setattr(Snapshot, "blob", None)
+    assert made.piece(snapshot, content, offset=0, end=5000) == first
