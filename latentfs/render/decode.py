@@ -6,7 +6,6 @@ dtype, so that pixels equal those a pipeline would have made.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +18,7 @@ from latentfs.images.pixels import Pixels
 from latentfs.latents.latent import Latent
 from latentfs.latents.recipe import Recipe
 from latentfs.latents.scaling import Step
+from latentfs.render.device_memory import is_out_of_memory
 from latentfs.render.vae_models import memory_format, torch_dtype
 
 __all__ = [
@@ -26,23 +26,12 @@ __all__ = [
     "NotFiniteError",
     "OutOfMemoryError",
     "decode_samples",
-    "free_memory",
     "latent_tensor",
     "scaled_batch",
     "to_pixels",
     "understood",
 ]
 
-# What is said when memory can't be had: by PyTorch's allocator for CPUs, by oneDNN, by CUDA through
-# other libraries.
-_OUT_OF_MEMORY_WORDS = (
-    "can't allocate memory",
-    "not enough memory",
-    "out of memory",
-    "could not create a memory",
-    "could not create a primitive",
-    "std::bad_alloc",
-)
 _DEVICE_LOST_WORDS = ("cuda error", "cudnn error", "cublas error", "device-side assert")
 
 
@@ -127,9 +116,7 @@ def _meaning(error: Exception, recipe: Recipe, shape: tuple[int, ...]) -> Except
     reason = " ".join(str(error).split())[:300]
     lower = reason.lower()
     message = f"{recipe.vae_class} can't decode a latent of shape {shape}: {reason}"
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
-        words in lower for words in _OUT_OF_MEMORY_WORDS
-    ):
+    if is_out_of_memory(error):
         return OutOfMemoryError(
             f"not enough memory to decode a latent of shape {shape} with {recipe.vae_class} in "
             f"{recipe.dtype}: {reason or type(error).__name__}"
@@ -137,13 +124,6 @@ def _meaning(error: Exception, recipe: Recipe, shape: tuple[int, ...]) -> Except
     if any(lower.startswith(words) for words in _DEVICE_LOST_WORDS):
         return DeviceLostError(reason)
     return RenderFailedError(message)
-
-
-def free_memory() -> None:
-    """Give back what caches hold, before the same is tried with less."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def to_pixels(sample: torch.Tensor, recipe: Recipe) -> Pixels:

@@ -2,6 +2,7 @@
 
 What is tried, in this order:
 
+* **Out of memory** with other VAEs loaded: without those.
 * **Out of memory** with more than one latent in the batch: each alone.
 * **Out of memory** with one, at import: in tiles.  The picture's recipe says so from then on.
 * **NaN or infinity** in a narrow dtype: float32.  At import the picture's recipe says so.
@@ -27,11 +28,11 @@ from latentfs.render.decode import (
     NotFiniteError,
     OutOfMemoryError,
     decode_samples,
-    free_memory,
     scaled_batch,
     to_pixels,
     understood,
 )
+from latentfs.render.device_memory import free_memory
 from latentfs.render.protocol import RenderRequest
 from latentfs.render.vae_models import VaeModels
 
@@ -109,16 +110,28 @@ class Decoder:
         try:
             samples = self._samples(group, recipes)
         except OutOfMemoryError as error:
-            return [self._with_less_memory(task, error) for task in group]
+            # Another one, as what it came from keeps the tensors of the decode alive.
+            too_little = OutOfMemoryError(str(error))
         except LatentfsError as error:
             return [error] * len(group)
-        return [
-            self._picture(task, recipe, sample)
-            for task, recipe, sample in zip(group, recipes, samples, strict=False)
-        ]
+        else:
+            return [
+                self._picture(task, recipe, sample)
+                for task, recipe, sample in zip(group, recipes, samples, strict=False)
+            ]
+        return [self._with_less_memory(task, too_little) for task in group]
 
     def _samples(self, group: Sequence[Task], recipes: Sequence[Recipe]) -> torch.Tensor:
-        """Return [B, 3, H, W], B at least the number of tasks."""
+        """Return [B, 3, H, W], B at least the number of tasks; without other VAEs if need be."""
+        try:
+            return self._decoded(group, recipes)
+        except OutOfMemoryError:
+            if not self._models.drop_others():
+                raise
+        free_memory()
+        return self._decoded(group, recipes)
+
+    def _decoded(self, group: Sequence[Task], recipes: Sequence[Recipe]) -> torch.Tensor:
         request = group[0].request
         with understood(recipes[0], group[0].latent.shape):
             vae = self._models.get(request.vae_folder, request.vae_files, recipes[0])

@@ -38,8 +38,9 @@ from latentfs.images.framing import Fitted, encode_to_size, frame_first
 from latentfs.images.parts import take_picture_apart
 from latentfs.latents import payload as payload_codec
 from latentfs.render import protocol
-from latentfs.render.decode import DeviceLostError, OutOfMemoryError, free_memory
+from latentfs.render.decode import DeviceLostError, OutOfMemoryError
 from latentfs.render.decoder import Decoder, Picture, Task
+from latentfs.render.device_memory import free_memory
 from latentfs.render.devices import choose_devices
 from latentfs.render.protocol import (
     Alive,

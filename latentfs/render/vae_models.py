@@ -17,6 +17,7 @@ from latentfs.errors import VaeError
 from latentfs.latents.latent import Dtype
 from latentfs.latents.recipe import Layout, Recipe
 from latentfs.render.compiled import CompiledVae
+from latentfs.render.device_memory import free_memory, is_out_of_memory
 from latentfs.store.records import VaeFile
 from latentfs.store.vae_files import verify
 
@@ -53,6 +54,7 @@ def load(
 
     Raises:
         VaeError: diffusers has no such autoencoder, or its files don't fit it.
+        RuntimeError, MemoryError: there is not enough memory, of the device or the host.
     """
     import diffusers.models.autoencoders as autoencoders
     from diffusers.models.modeling_utils import ModelMixin
@@ -74,6 +76,8 @@ def load(
             output_loading_info=True,
         )
     except Exception as error:  # whatever a hostile config or weights file makes diffusers raise
+        if is_out_of_memory(error):
+            raise
         raise VaeError(f"{folder} can't be loaded as {class_name}: {_one_line(error)}") from error
     model, found = loaded
     if found["missing_keys"]:
@@ -94,6 +98,8 @@ def _one_line(error: Exception) -> str:
 class VaeModels:
     """The VAEs a renderer has loaded on its device, at most a few; the oldest in use goes first.
 
+    All go where the memory does not suffice for one that is asked for.
+
     Attributes:
         compiling: whether one of them is being compiled, at its first decode of a shape.
     """
@@ -109,25 +115,46 @@ class VaeModels:
         Raises:
             VaeCorruptError: a file is missing or was changed since the VAE was added.
             VaeError: it can't be loaded.
+            RuntimeError, MemoryError: there is not enough memory, even without the other VAEs.
         """
         compiled = recipe.compiled and not recipe.tiled
         key = (folder, recipe.vae_class, recipe.dtype, recipe.layout, compiled)
         if key not in self._models:
             verify(Path(folder), files)
-            model = load(
-                Path(folder),
-                class_name=recipe.vae_class,
-                dtype=recipe.dtype,
-                layout=recipe.layout,
-                device=self._device,
-            )
+            while len(self._models) >= _MODELS_MAX:
+                self._models.popitem(last=False)
+            model = self._loaded(Path(folder), recipe)
             if compiled:
                 model = CompiledVae(model, while_compiling=self._while_compiling)
             self._models[key] = model
-            if len(self._models) > _MODELS_MAX:
-                self._models.popitem(last=False)
         self._models.move_to_end(key)
         return self._models[key]
+
+    def drop_others(self) -> bool:
+        """Let go of all but the one that was asked for last; return whether there were any."""
+        had = len(self._models)
+        while len(self._models) > 1:
+            self._models.popitem(last=False)
+        return had > 1
+
+    def _loaded(self, folder: Path, recipe: Recipe) -> Any:
+        try:
+            return self._load(folder, recipe)
+        except Exception as error:
+            if not (self._models and is_out_of_memory(error)):
+                raise
+        self._models.clear()
+        free_memory()
+        return self._load(folder, recipe)
+
+    def _load(self, folder: Path, recipe: Recipe) -> Any:
+        return load(
+            folder,
+            class_name=recipe.vae_class,
+            dtype=recipe.dtype,
+            layout=recipe.layout,
+            device=self._device,
+        )
 
     @contextmanager
     def _while_compiling(self) -> Iterator[None]:

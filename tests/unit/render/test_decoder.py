@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -19,7 +20,7 @@ from latentfs.images.framing import Framing
 from latentfs.latents.latent import Latent
 from latentfs.latents.recipe import Recipe
 from latentfs.render import devices
-from latentfs.render.decode import DeviceLostError, OutOfMemoryError
+from latentfs.render.decode import DeviceLostError, OutOfMemoryError, decode_samples
 from latentfs.render.decoder import Decoder, Picture, Task
 from latentfs.render.protocol import RenderRequest
 from latentfs.render.vae_models import VaeModels
@@ -212,6 +213,39 @@ def test_no_memory_at_all_fails_the_picture(tiny_vae_folder: Path, scarce: Any) 
     scarce(lambda z, tiled: False)
     (outcome,) = Decoder(CPU).decode([task(tiny_vae_folder, recipe_of(), 1, importing=True)])
     assert isinstance(outcome, OutOfMemoryError)
+
+
+def test_other_vaes_go_before_anything_else_is_tried(
+    tiny_vae_folder: Path, kl_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bytes are those that were asked for, and no other recipe is told."""
+    decoder = Decoder(CPU)
+
+    def scarce(vae: Any, z: torch.Tensor, recipe: Recipe) -> torch.Tensor:
+        if len(decoder._models._models) > 1:
+            raise OutOfMemoryError(NO_MEMORY)
+        return decode_samples(vae, z, recipe)
+
+    monkeypatch.setattr("latentfs.render.decoder.decode_samples", scarce)
+    kl = recipe_of("AutoencoderKL", batch=2)
+    for folder, recipe in ((tiny_vae_folder, recipe_of(batch=2)), (kl_folder, kl)) * 2:
+        outcomes = decoder.decode([task(folder, recipe, n) for n in range(2)])
+        assert [isinstance(o, Picture) and o.recipe is None for o in outcomes] == [True, True]
+
+
+def test_what_a_failed_decode_held_is_free_when_less_is_tried(
+    tiny_vae_folder: Path, scarce: Any
+) -> None:
+    tried: list[weakref.ref[torch.Tensor]] = []
+
+    def fits(z: torch.Tensor, tiled: bool) -> bool:
+        held = [z for z in tried if z() is not None]
+        tried.append(weakref.ref(z))
+        return len(z) == 1 and not held
+
+    scarce(fits)
+    outcomes = Decoder(CPU).decode([task(tiny_vae_folder, recipe_of(batch=4), n) for n in range(4)])
+    assert all(isinstance(outcome, Picture) for outcome in outcomes)
 
 
 def test_a_lost_device_is_no_fault_of_the_picture(
