@@ -364,6 +364,7 @@ class _Daemon:
             if await parts.renditions.drain(_DRAIN_S):
                 # The rest of a file is asked for when its first bytes have come.
                 await trio.sleep(_ANSWERS_S)
+        parts.renditions.abort()
         pyfuse3.terminate()
 
     async def _reload_when_told(self, live: LiveSettings) -> None:
@@ -437,8 +438,9 @@ class _Daemon:
         def is_ready() -> tuple[bool, str]:
             if not self._is_tuned:
                 return False, _NOT_LIVE
-            if not parts.scheduler.statistics().devices:
-                return False, "no renderer is ready"
+            scheduler = parts.scheduler.statistics()
+            if not scheduler.devices:
+                return False, f"no renderer is ready: {scheduler.problem or 'starting'}"
             return is_healthy()
 
         if self._settings.metrics is None:
@@ -467,9 +469,8 @@ class _Daemon:
 
     def _status_line(self, parts: MountParts) -> str:
         """What ``systemctl status`` shows."""
-        scheduler, files = parts.scheduler.statistics(), parts.operations.statistics().files
-        renderer = f"ready on {', '.join(scheduler.devices)}" if scheduler.devices else "starting"
+        rendered, files = parts.scheduler.statistics(), parts.operations.statistics().files
         return (
-            f"{self._mountpoint}: renderer {renderer}, {scheduler.renders_total} renders, "
-            f"{scheduler.queued} queued, {files.open_files} files open"
+            f"{self._mountpoint}: renderer {rendered.renderers}, {rendered.renders_total} renders, "
+            f"{rendered.queued} queued, {files.open_files} files open"
         )

@@ -78,6 +78,7 @@ class StatusReport:
             "contents_quarantined": rendered.quarantined,
             "renderer_ready": bool(rendered.devices),
             "renderer_devices": list(rendered.devices),
+            "renderer_problem": rendered.problem,
             "renderer_restarts_total": rendered.renderer_restarts_total,
             "render_timeouts_total": flights.timeouts_total,
             "render_waits_shared_total": flights.shared_total,

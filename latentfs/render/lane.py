@@ -93,6 +93,10 @@ class Lane:
             else to do.
         on_ready: called whenever a renderer has become ready.
         on_unavailable: called when none can be started.
+
+    Attributes:
+        unavailable: why none can be started, once that is certain; None before and otherwise.
+        problem: why the last one could not be started; None once one is ready.
     """
 
     def __init__(
@@ -111,6 +115,7 @@ class Lane:
     ) -> None:
         self.device = device
         self.unavailable: str | None = None
+        self.problem: str | None = None
         self._queue = queue
         self._quarantine = quarantine
         self._counts = counts
@@ -154,6 +159,8 @@ class Lane:
                 await self._run_renderer()
             except RendererLostError as error:
                 log.error("%s; starting another", error)
+                if self._failed_starts:
+                    self.problem = str(error)
             except Exception:  # the mount outlives whatever a renderer does
                 log.exception("a renderer failed unexpectedly; starting another")
             self._ready = None
@@ -202,7 +209,7 @@ class Lane:
             if isinstance(message, Ready):
                 self._ready = message
                 self._failed_starts = 0
-                self.unavailable = None
+                self.unavailable = self.problem = None
                 self._plan_warm_ups()
                 self._queue.notify()
                 log.info(

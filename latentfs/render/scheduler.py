@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Hashable
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -29,7 +29,7 @@ from latentfs.render.quarantine import Quarantine
 from latentfs.render.renderer_process import open_renderer
 from latentfs.telemetry.histogram import HistogramStatistics
 
-__all__ = ["Scheduler", "SchedulerStatistics", "open_scheduler"]
+__all__ = ["Scheduler", "SchedulerStatistics", "open_scheduler", "shown_renderers"]
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +51,8 @@ class SchedulerStatistics:
         warm_ups_total: renders that were finished only to have VAEs loaded; not in renders_total.
         warming_up: warm-ups that renderers have or will have.
         devices: those whose renderers take requests now.
+        problem: why a renderer could not be started when that was tried last; None where none is
+            missing, or the first try goes on.
         batch_sizes: of the groups sent to renderers, in latents; without warm-ups.
         queue_waits_s: of orders until a renderer was first given them, by priority; with the time
             for which they were parked.
@@ -68,8 +70,22 @@ class SchedulerStatistics:
     warm_ups_total: int
     warming_up: int
     devices: tuple[str, ...]
+    problem: str | None
     batch_sizes: HistogramStatistics
     queue_waits_s: dict[Priority, HistogramStatistics]
+
+    @property
+    def renderers(self) -> str:
+        """In words, what goes behind "renderer"."""
+        return shown_renderers(self.devices, self.problem)
+
+
+def shown_renderers(devices: Sequence[str], problem: str | None) -> str:
+    """Say which *devices* have a renderer, and the *problem* of one that can't be started."""
+    if not devices:
+        return "starting" if problem is None else f"can't be started: {problem}"
+    also = "" if problem is None else f"; another can't be started: {problem}"
+    return f"ready on {', '.join(devices)}{also}"
 
 
 class Scheduler:
@@ -117,6 +133,7 @@ class Scheduler:
             warm_ups_total=self._counts.warm_ups,
             warming_up=sum(lane.warming_up for lane in self._lanes),
             devices=tuple(lane.ready_device for lane in self._lanes if lane.ready_device),
+            problem=next((lane.problem for lane in self._lanes if lane.problem), None),
             batch_sizes=self._counts.batch_sizes.statistics(),
             queue_waits_s={
                 priority: waits.statistics() for priority, waits in self._counts.queue_waits.items()

@@ -660,14 +660,20 @@ async def test_a_renderer_that_can_not_start_says_why_and_what_comes_later_is_tr
     greetings: list[Message] = [CannotStart("no such device"), CannotStart("still none"), READY]
     scripted = Scripted(greet=lambda device: greetings.pop(0))
     async with running(scripted) as scheduler:
+        assert scheduler.statistics().problem is None
+        assert scheduler.statistics().renderers == "starting"
         orders = [scheduler.submit(job("a")), scheduler.submit(job("b"), priority=IMPORT)]
         for order in orders:
             with pytest.raises(NoRendererError, match="no such device"):
                 await scheduler.finished(order)
         assert len(scripted.opened) == 1
+        assert scheduler.statistics().problem == "no such device"
+        assert scheduler.statistics().renderers == "can't be started: no such device"
         with pytest.raises(NoRendererError, match=r"no such device|still none"):
             await scheduler.render(job("c"))
         assert (await scheduler.render(job("d"))).data == b"d"
+        assert scheduler.statistics().problem is None
+        assert scheduler.statistics().renderers == "ready on cpu"
         assert scheduler.statistics().renders_failed_total == 3
     assert len(scripted.opened) == 3
 
@@ -747,6 +753,9 @@ async def test_a_lost_device_does_not_stop_the_other(
         outcomes = await render_all(scheduler, names)
         assert outcomes == {name: name.encode() for name in names}
         assert len(scheduler.statistics().devices) == 1
+        assert scheduler.statistics().renderers.endswith(
+            "; another can't be started: it fell off the bus"
+        )
         await trio.sleep(600)
         assert (await scheduler.render(job("last"))).data == b"last"
         # It backs off although the other one renders.
