@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import os
 import sys
+import textwrap
 
-__all__ = ["mend_streams", "one_line"]
+__all__ = ["mend_streams", "one_line", "wrapped"]
 
 
 def one_line(text: str) -> str:
@@ -19,6 +20,18 @@ def one_line(text: str) -> str:
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
         for char in text
+    )
+
+
+def wrapped(label: str, text: str, *, label_columns: int, columns: int) -> str:
+    """One entry, in lines of so many columns with *label* before them; words stay whole."""
+    return textwrap.fill(
+        one_line(text),
+        width=columns,
+        initial_indent=label.ljust(label_columns),
+        subsequent_indent=" " * label_columns,
+        break_long_words=False,
+        break_on_hyphens=False,
     )
 
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import textwrap
 from pathlib import Path
 from typing import Any
 
 import click
 
 from latentfs.cli.arguments import counted, shown_bytes
-from latentfs.cli.output import one_line
+from latentfs.cli.output import wrapped
 from latentfs.cli.places import PLACE, store_of, why_no_answer
 from latentfs.fs.control import ask_daemon
+from latentfs.render.scheduler import shown_renderers
 from latentfs.store.daemon_lock import DaemonLock
 from latentfs.store.store import Store
 
@@ -63,18 +63,8 @@ def _screen(status: dict[str, Any]) -> str:
         rows += _cache_rows(status["cache"])
     else:
         rows.append(("mount", status["daemon_problem"]))
-    return "\n".join(_wrapped(label, text) for label, text in rows)
-
-
-def _wrapped(label: str, text: str) -> str:
-    """One entry, in lines that fit a terminal of 80 columns; what can't be broken stays whole."""
-    return textwrap.fill(
-        one_line(text),
-        width=_COLUMNS,
-        initial_indent=label.ljust(_LABEL_COLUMNS),
-        subsequent_indent=" " * _LABEL_COLUMNS,
-        break_long_words=False,
-        break_on_hyphens=False,
+    return "\n".join(
+        wrapped(label, text, label_columns=_LABEL_COLUMNS, columns=_COLUMNS) for label, text in rows
     )
 
 
@@ -110,7 +100,7 @@ def _mount_rows(status: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _render_rows(status: dict[str, Any]) -> list[tuple[str, str]]:
-    devices = status["renderer_devices"]
+    renderers = shown_renderers(status["renderer_devices"], status.get("renderer_problem"))
     queued = status["renders_queued"] + status["renders_queued_background"]
     counts = [
         counted(status["renders_total"], "render"),
@@ -121,9 +111,8 @@ def _render_rows(status: dict[str, Any]) -> list[tuple[str, str]]:
         f"{status['hash_mismatches_total']} hash mismatches",
         f"{status['contents_quarantined']} quarantined" if status["contents_quarantined"] else "",
     ]
-    ready = f"ready on {', '.join(devices)}" if devices else "starting"
     return [
-        ("renderer", f"{ready}, {counted(status['renderer_restarts_total'], 'restart')}"),
+        ("renderer", f"{renderers}, {counted(status['renderer_restarts_total'], 'restart')}"),
         ("renders", ", ".join(filter(None, counts))),
     ]
 

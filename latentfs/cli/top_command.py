@@ -18,8 +18,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from latentfs.cli.interrupts import ended_as_by_ctrl_c
+from latentfs.cli.output import wrapped
 from latentfs.cli.places import PLACE, store_of, why_no_answer
-from latentfs.cli.watching import watched_lines
+from latentfs.cli.watching import nothing_done, watched_lines
 from latentfs.errors import MountError
 from latentfs.fs.control import ask_daemon
 from latentfs.fs.explanation import path_of
@@ -32,6 +34,7 @@ from latentfs.store.store import Store
 __all__ = ["command"]
 
 _LABEL_COLUMNS = 12
+_PRINTED_COLUMNS = 80
 _INTERVAL_MIN_S = 0.1
 # A daemon may answer twice at once, after a time in which it could not.
 _ELAPSED_MIN_S = 0.001
@@ -76,11 +79,16 @@ def command(where: Path, interval_s: float, count: int | None) -> int:
     """
     store_path = store_of(where)
     first = _status(store_path)
+    is_live = _is_screen()
     with Store.open(store_path) as store:
-        looks = _looks(store, first, interval_s, count)
-        if sys.stdout.isatty() and sys.stdin.isatty():
-            return _show_live(looks)
-        return _print(looks)
+        looks = _looks(store, first, interval_s, count, begins_at_once=is_live)
+        return _show_live(looks) if is_live else _print(looks)
+
+
+def _is_screen() -> bool:
+    """Whether there is a terminal that can be drawn on, and keys."""
+    is_dumb = os.environ.get("TERM", "dumb") in ("dumb", "unknown")
+    return sys.stdout.isatty() and sys.stdin.isatty() and not is_dumb
 
 
 def _status(store_path: Path) -> dict[str, Any]:
@@ -96,21 +104,33 @@ def _status(store_path: Path) -> dict[str, Any]:
     return answer
 
 
-Look = Callable[[Callable[[float], bool]], Iterator[list[Row]]]
-"""Yields the rows of each look, and waits between them by what it is given: whether to end."""
+Looks = Callable[[Callable[[float], None]], Iterator[list[Row]]]
+"""Yields the rows of each look, and waits between them by what it is given."""
 
 
-def _looks(store: Store, first: dict[str, Any], interval_s: float, count: int | None) -> Look:
+def _looks(
+    store: Store,
+    first: dict[str, Any],
+    interval_s: float,
+    count: int | None,
+    *,
+    begins_at_once: bool = False,
+) -> Looks:
+    """*begins_at_once*: with averages since the mount, which do not count among *count*."""
     paths = _Paths(store)
 
-    def looks(is_ended_within: Callable[[float], bool]) -> Iterator[list[Row]]:
+    def rows(before: dict[str, Any], after: dict[str, Any]) -> list[Row]:
+        elapsed_s = max(_ELAPSED_MIN_S, after["uptime_s"] - before["uptime_s"])
+        return watched_lines(before, after, elapsed_s=elapsed_s, path_of=paths.of)
+
+    def looks(wait: Callable[[float], None]) -> Iterator[list[Row]]:
         before, seen = first, 0
+        if begins_at_once:
+            yield rows(nothing_done(first), first)
         while count is None or seen < count:
-            if is_ended_within(interval_s):
-                return
+            wait(interval_s)
             after = _after(store.path, before)
-            elapsed_s = max(_ELAPSED_MIN_S, after["uptime_s"] - before["uptime_s"])
-            yield watched_lines(before, after, elapsed_s=elapsed_s, path_of=paths.of)
+            yield rows(before, after)
             before, seen = after, seen + 1
 
     return looks
@@ -189,59 +209,68 @@ def _ended(store_path: Path, mountpoint: Path) -> _Ended:
     return _Ended(f"{mountpoint} was unmounted", 0)
 
 
-def _print(looks: Look) -> int:
-    def is_ended_within(wait_s: float) -> bool:
-        time.sleep(wait_s)
-        return False
-
+def _print(looks: Looks) -> int:
     try:
-        for rows in looks(is_ended_within):
-            click.echo("".join(f"{label:{_LABEL_COLUMNS}}{text}\n" for label, text in rows))
+        for rows in looks(time.sleep):
+            click.echo(_block(rows, columns=_PRINTED_COLUMNS) + "\n")
     except _Ended as end:
         click.echo(f"latentfs: {end}", err=True)
         return end.status
     return 0
 
 
-def _show_live(looks: Look) -> int:
+def _block(rows: list[Row], *, columns: int) -> str:
+    return "\n".join(
+        wrapped(label, text, label_columns=_LABEL_COLUMNS, columns=columns) for label, text in rows
+    )
+
+
+def _show_live(looks: Looks) -> int:
+    console = Console()
+    rows: list[Row] = []
     try:
-        with _keys() as is_quit_within, Live(console=Console(), screen=True) as live:
-            for rows in looks(is_quit_within):
-                live.update(_screen(rows), refresh=True)
+        with (
+            ended_as_by_ctrl_c(),
+            _keys() as wait_for_q,
+            Live(console=console, screen=True) as live,
+        ):
+            for rows in looks(wait_for_q):
+                live.update(_screen(rows, columns=console.width), refresh=True)
     except _Ended as end:
         click.echo(f"latentfs: {end}", err=True)
         return end.status
     except KeyboardInterrupt:
-        pass
+        return 0
+    click.echo(_block(rows, columns=console.width))  # the screen is gone, and with it the last look
     return 0
 
 
-def _screen(rows: list[Row]) -> Text:
-    """The rows as they are: what a file is called is no markup.  Each is cut at the right edge."""
+def _screen(rows: list[Row], *, columns: int) -> Text:
+    """The rows as they are: what a file is called is no markup."""
     screen = Text(no_wrap=True, overflow="ellipsis")
-    for label, text in rows:
-        screen.append(label.ljust(_LABEL_COLUMNS), style="bold")
-        screen.append(f"{text}\n")
+    for row in rows:
+        block = _block([row], columns=columns)
+        screen.append(block[:_LABEL_COLUMNS], style="bold")
+        screen.append(f"{block[_LABEL_COLUMNS:]}\n")
     return screen.append("q ends it", style="dim")
 
 
 @contextlib.contextmanager
-def _keys() -> Iterator[Callable[[float], bool]]:
-    """Give what waits so many seconds for a q, and says whether there was one."""
+def _keys() -> Iterator[Callable[[float], None]]:
+    """Give what waits so many seconds; a q interrupts it, as Ctrl-C does."""
     fd = sys.stdin.fileno()
     before = termios.tcgetattr(fd)
 
-    def is_quit_within(wait_s: float) -> bool:
+    def wait_for_q(wait_s: float) -> None:
         deadline_s = time.monotonic() + wait_s
         while (left_s := deadline_s - time.monotonic()) > 0:
             if select.select([fd], [], [], left_s)[0]:
                 typed = os.read(fd, 1024)
                 if not typed or b"q" in typed:
-                    return True
-        return False
+                    raise KeyboardInterrupt
 
     tty.setcbreak(fd)
     try:
-        yield is_quit_within
+        yield wait_for_q
     finally:
         termios.tcsetattr(fd, termios.TCSADRAIN, before)

@@ -7,17 +7,35 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from latentfs.cli.arguments import shown_bytes
+from latentfs.cli.arguments import counted, shown_bytes
 from latentfs.cli.output import one_line
+from latentfs.render.scheduler import shown_renderers
 
-__all__ = ["watched_lines"]
+__all__ = ["nothing_done", "watched_lines"]
 
 _OPERATIONS_MAX = 8
 _SLOWEST_MAX = 8
 _BYTES_PER_MB = 1e6
+_HIT_COUNTERS = {
+    "kernel": "kernel_hits",
+    "files": "pixel_hits",
+    "latents": "latent_hits",
+    "misses": "misses",
+}
 
 Status = dict[str, Any]
 PathOf = Callable[[int, tuple[int, bytes] | None], bytes | None]
+
+
+def nothing_done(status: Status) -> Status:
+    """Return what the daemon would have told as it was mounted: every number is 0."""
+
+    def zeroed(value: object) -> Any:
+        if isinstance(value, dict):
+            return {name: zeroed(each) for name, each in value.items()}
+        return 0 if isinstance(value, (int, float)) else value
+
+    return {name: zeroed(value) for name, value in status.items()}
 
 
 def watched_lines(
@@ -39,6 +57,7 @@ def watched_lines(
         ("operations", _operations(before, after, elapsed_s)),
         ("reads", _reads(before, after, elapsed_s)),
         ("tiers", _tiers(before, after)),
+        ("hits", _hits(before, after)),
         ("renders", _renders(before, after, elapsed_s)),
         ("queue", _queue(before, after)),
         ("cache", _cache(after["cache"])),
@@ -48,10 +67,9 @@ def watched_lines(
 
 
 def _mount(status: Status) -> str:
-    devices = ", ".join(status["renderer_devices"])
-    renderer = f"renderer ready on {devices}" if devices else "renderer starting"
+    renderers = shown_renderers(status["renderer_devices"], status.get("renderer_problem"))
     problem = f", {status['problem']}" if status["problem"] else ""
-    return f"{status['mountpoint']}, up {status['uptime_s']:.0f} s, {renderer}{problem}"
+    return f"{status['mountpoint']}, up {status['uptime_s']:.0f} s, renderer {renderers}{problem}"
 
 
 def _operations(before: Status, after: Status, elapsed_s: float) -> str:
@@ -90,8 +108,22 @@ def _tiers(before: Status, after: Status) -> str:
     total = sum(counts.values())
     most = sorted(((count, tier) for tier, count in counts.items() if count), reverse=True)
     shares = [f"{tier} {count / total:.0%}" for count, tier in most]
-    kernel = after["cache"]["kernel_hits"] - before["cache"]["kernel_hits"]
-    return f"{', '.join(shares) or 'no reads'}; {kernel} files by the kernel alone"
+    return ", ".join(shares) or "no reads"
+
+
+def _hits(before: Status, after: Status) -> str:
+    """What answered for each picture that was read, in however many requests."""
+    counts = {
+        name: after["cache"][counter] - before["cache"][counter]
+        for name, counter in _HIT_COUNTERS.items()
+    }
+    shared = "render_waits_shared_total"
+    counts["joined a render"] = after[shared] - before[shared]
+    total = sum(counts.values())
+    if not total:
+        return "no pictures"
+    shares = ", ".join(f"{name} {count / total:.0%}" for name, count in counts.items())
+    return f"{shares}; of {counted(total, 'picture')}"
 
 
 def _renders(before: Status, after: Status, elapsed_s: float) -> str:
@@ -111,7 +143,7 @@ def _queue(before: Status, after: Status) -> str:
     words = [
         f"{after['renders_queued']} for readers",
         f"{after['renders_queued_background']} ahead",
-        f"{after['renders_in_flight']} renders under way in all",
+        f"{after['renders_in_flight']} renders under way in total",
     ]
     for priority, waits in after["queue_waits"].items():
         earlier = before["queue_waits"][priority]

@@ -13,7 +13,9 @@ import signal
 import socket
 import subprocess
 import sys
-import time
+import termios
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,8 @@ from latentfs.store.daemon_lock import DaemonLock
 from latentfs.store.store import Store
 
 SECRET = "xyzzy-under-the-sea"
+# Of a terminal's second screen, in an xterm's words.
+LEFT_SCREEN = b"\x1b[?1049l"
 HOSTILE = "a\x1b[31m[red]\n.txt"
 
 
@@ -91,6 +95,25 @@ def test_a_command_that_keeps_the_store_unmounted_is_no_daemon_that_hangs(store:
     assert "mounted;" not in checked.stderr
 
 
+def test_what_keeps_a_renderer_from_starting_is_told(tmp_path: Path) -> None:
+    store = tmp_path / "art.lfs"
+    latentfs("init", store)
+    options = ("--device", "cuda:77", "--metrics", "127.0.0.1:0")
+    with mounted(store, tmp_path / "mnt", *options) as mount:
+        assert mount.status()["renderer_problem"] is None
+        wait_until(lambda: bool(mount.status()["renderer_problem"]), "no renderer starts")
+        problem = mount.status()["renderer_problem"]
+        assert "cuda:77" in problem
+        watched = latentfs("top", store, "--count", "1", "--interval", "100ms").stdout
+        for screen in (latentfs("status", store).stdout, watched):
+            assert f"can't be started: {problem}" in " ".join(screen.split())
+        url = f"http://{mount.status()['metrics_address']}/readyz"
+        with pytest.raises(urllib.error.HTTPError) as refusal:
+            urllib.request.urlopen(url, timeout=30)
+        with refusal.value as answer:
+            assert answer.read().decode() == f"no renderer is ready: {problem}\n"
+
+
 def test_status_counts_operations_by_name_and_reads_by_tier(watched: Mount) -> None:
     status = watched.full_status()
     assert status["operations"]["lookup"]["count"] > 0
@@ -107,9 +130,10 @@ def test_status_counts_operations_by_name_and_reads_by_tier(watched: Mount) -> N
 def test_top_prints_a_block_for_each_look(watched: Mount) -> None:
     blocks = latentfs("top", watched.path, "--interval", "200ms", "--count", "2").stdout
     assert blocks.count("operations") == 2
-    for label in ("mount", "reads", "tiers", "renders", "queue", "cache", "slowest"):
+    for label in ("mount", "reads", "tiers", "hits", "renders", "queue", "cache", "slowest"):
         assert f"\n{label} " in "\n" + blocks
-    assert "renderer ready on cpu" in blocks
+    assert all(len(line) <= 80 for line in blocks.splitlines() if "/" not in line)
+    assert "renderer ready on cpu" in " ".join(blocks.split())
 
 
 @contextlib.contextmanager
@@ -167,33 +191,77 @@ def test_top_says_that_a_daemon_has_died(mount: Mount) -> None:
     assert "its daemon has died" in facts["daemon_problem"]
 
 
-def test_top_on_a_terminal_is_one_screen_that_q_ends(watched: Mount) -> None:
+@contextlib.contextmanager
+def top_on_a_terminal(
+    where: Path, *options: str, kind: str = "xterm"
+) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """The process, and our side of its terminal, of 100 columns."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "latentfs", "top", watched.store, "--interval", "100ms"],
+        [sys.executable, "-m", "latentfs", "top", str(where), *options],
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
-        env={**os.environ, "TERM": "xterm", "COLUMNS": "100", "LINES": "30"},
+        env={**os.environ, "TERM": kind, "COLUMNS": "100", "LINES": "30"},
     )
-    os.close(theirs)
-    with contextlib.closing(os.fdopen(ours, "rb", buffering=0)) as terminal:
-        shown = b""
-        deadline_s = time.monotonic() + 60
-        while b"q ends it" not in shown and time.monotonic() < deadline_s:
-            if select.select([terminal], [], [], 0.1)[0]:
-                shown += terminal.read(65536) or b""
-        assert b"operations" in shown
-        os.write(ours, b"q")
-        wait_until(lambda: _drained(terminal, process), "it ends")
-    assert process.returncode == 0
+    try:
+        yield process, ours
+    finally:
+        process.kill()
+        process.wait()
+        os.close(theirs)
+        os.close(ours)
 
 
-def _drained(terminal: Any, process: subprocess.Popen[bytes]) -> bool:
-    with contextlib.suppress(OSError):  # EIO: the other side is closed
-        if select.select([terminal], [], [], 0)[0]:
-            terminal.read(65536)
-    return process.poll() is not None
+def shown_on(ours: int, until: bytes | None, process: subprocess.Popen[bytes]) -> bytes:
+    """What is shown until *until* is, or the process has ended."""
+    read = b""
+
+    def is_all() -> bool:
+        nonlocal read
+        has_ended = process.poll() is not None
+        while select.select([ours], [], [], 0.02)[0]:
+            read += os.read(ours, 65536)
+        return has_ended or (until is not None and until in read)
+
+    wait_until(is_all, f"{until!r} is shown")
+    return read
+
+
+def test_top_on_a_terminal_is_one_screen_that_q_ends(watched: Mount) -> None:
+    with top_on_a_terminal(watched.store, "--interval", "1h") as (process, terminal):
+        assert b"operations" in shown_on(terminal, b"q ends it", process)
+        os.write(terminal, b"q")
+        assert b"operations" not in shown_on(terminal, None, process)
+        assert process.returncode == 0
+
+
+def test_a_terminal_is_as_it_was_after_top_was_terminated(watched: Mount) -> None:
+    with top_on_a_terminal(watched.store) as (process, terminal):
+        before = termios.tcgetattr(terminal)
+        shown_on(terminal, b"q ends it", process)
+        assert termios.tcgetattr(terminal) != before
+        process.terminate()
+        assert LEFT_SCREEN in shown_on(terminal, None, process)
+        assert termios.tcgetattr(terminal) == before
+
+
+def test_the_last_look_stays_on_the_terminal(watched: Mount) -> None:
+    options = ("--interval", "100ms", "--count", "2")
+    with top_on_a_terminal(watched.store, *options) as (process, terminal):
+        screens, _, left = shown_on(terminal, None, process).partition(LEFT_SCREEN)
+        assert process.returncode == 0
+        assert b"q ends it" in screens
+        assert b"operations" in left
+        assert b"q ends it" not in left
+
+
+def test_top_prints_where_a_terminal_can_not_move_its_cursor(watched: Mount) -> None:
+    options = ("--interval", "100ms", "--count", "2")
+    with top_on_a_terminal(watched.store, *options, kind="dumb") as (process, terminal):
+        printed = shown_on(terminal, None, process)
+        assert printed.count(b"operations") == 2
+        assert b"\x1b" not in printed
 
 
 # explain

@@ -94,5 +94,5 @@ def test_two_answers_at_the_same_moment_are_watched_without_an_error(
     monkeypatch.setattr(top_command, "_after", lambda path, before: answer)
     monkeypatch.setattr(top_command, "watched_lines", watched_lines)
     looks = top_command._looks(MagicMock(), answer, 1.0, 1)
-    assert list(looks(lambda wait_s: False)) == [[]]
+    assert list(looks(lambda wait_s: None)) == [[]]
     assert elapsed_s[0] > 0
