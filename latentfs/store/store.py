@@ -70,6 +70,10 @@ _READER_SLOT_BYTES = 64
 _META_PAGES = 2
 _FULL_DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT}
 _NEARLY_FULL_BYTES = 1 << 20
+_WHY_NOT_MADE = {
+    errno.EACCES: "this user may not write there; choose another folder, or run as one who may",
+    errno.EROFS: "it would be on a read-only file system; choose another place",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +178,11 @@ class Store:
         except (OSError, lmdb.Error) as error:
             if is_full_disk(error, path):
                 raise StoreFullError(f"no space left to open the store {path}: {error}") from error
+            if os.strerror(errno.EROFS) in str(error):
+                raise StoreError(
+                    f"the store {path} is on a read-only file system, so it can't be changed; "
+                    "mount it with -o ro, or copy it with latentfs backup and use the copy"
+                ) from error
             if "Permission denied" in str(error):
                 raise StoreError(
                     f"the store {path} can't be opened: permission denied; run as its owner"
@@ -550,7 +559,8 @@ def _require_empty(path: Path) -> None:
 def _not_made(path: Path, error: OSError | lmdb.Error) -> StoreError:
     if is_full_disk(error, path):
         return StoreFullError(f"no space left to make a store at {path}")
-    reason = getattr(error, "strerror", None) or str(error)
+    known = _WHY_NOT_MADE.get(getattr(error, "errno", None) or 0)
+    reason = known or f"{getattr(error, 'strerror', None) or error}; choose another place"
     return StoreError(f"can't make a store at {path}: {reason}")
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from e2e.support import call, shown_error, spawn
@@ -115,6 +116,38 @@ def test_init_where_nothing_may_be_written(tmp_path):
     (tmp_path / "locked").mkdir(mode=0o555)
     result = spawn("init", tmp_path / "locked" / "store", unprivileged=True)
     assert "can't make a store" in shown_error(result)
+    assert "may not write there; choose another folder" in shown_error(result)
+    (tmp_path / "file").touch()
+    assert "Not a directory; choose another place" in shown_error(call("init", tmp_path / "file/x"))
+
+
+def test_a_store_on_a_read_only_file_system(tmp_path):
+    """In a mount namespace of its own, in which what cleans up is its end."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may make a mount namespace")
+    call("init", tmp_path / "store").checked()
+    script = (
+        'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" && cd "$1"\n'
+        'for command in "status store" "gc store" "mount store x" "init new"; do\n'
+        '  "$0" -m latentfs $command >/dev/null && echo done >&2\n'
+        "done"
+    )
+    done = subprocess.run(
+        [
+            *("unshare", "--mount", "--propagation", "private"),
+            *("sh", "-c", script, sys.executable, tmp_path),
+        ],
+        capture_output=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    status, gc, mount, init = done.stderr.decode().splitlines()
+    assert status == "done"
+    for refused in (gc, mount):
+        assert f"the store {tmp_path / 'store'} is on a read-only file system" in refused
+        assert "mount it with -o ro, or copy it with latentfs backup" in refused
+    assert f"can't make a store at {tmp_path / 'new'}: it would be on a read-only file" in init
 
 
 def test_paths_that_are_not_utf8(tmp_path):
