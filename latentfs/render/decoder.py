@@ -193,14 +193,18 @@ class Decoder:
         reference = None
         if task.reference:
             try:
-                exact = payload_codec.decode(task.reference)
-                vae = self._models.get(task.request.vae_folder, task.request.vae_files, recipe)
-                z = scaled_batch([exact], [recipe], device=self._device)
-                reference = to_pixels(decode_samples(vae, z, recipe)[0], recipe)
+                reference = self._reference(task, recipe)
             except LatentfsError as error:
                 return error
             task.lap("compare")
         return Picture(pixels, reference, taken)
+
+    def _reference(self, task: Task, recipe: Recipe) -> Pixels:
+        exact = payload_codec.decode(task.reference)
+        with understood(recipe, exact.shape):
+            vae = self._models.get(task.request.vae_folder, task.request.vae_files, recipe)
+            z = scaled_batch([exact], [recipe], device=self._device)
+            return to_pixels(decode_samples(vae, z, recipe)[0], recipe)
 
 
 def _lap(group: Sequence[Task], stage: str) -> None:

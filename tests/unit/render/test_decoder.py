@@ -17,9 +17,10 @@ from latent_files import latent_array
 
 from latentfs.errors import InvalidArgumentError, RenderFailedError
 from latentfs.images.framing import Framing
+from latentfs.latents import payload as payload_codec
 from latentfs.latents.latent import Latent
 from latentfs.latents.recipe import Recipe
-from latentfs.render import devices
+from latentfs.render import decode, devices
 from latentfs.render.decode import DeviceLostError, OutOfMemoryError, decode_samples
 from latentfs.render.decoder import Decoder, Picture, Task
 from latentfs.render.protocol import RenderRequest
@@ -246,6 +247,29 @@ def test_what_a_failed_decode_held_is_free_when_less_is_tried(
     scarce(fits)
     outcomes = Decoder(CPU).decode([task(tiny_vae_folder, recipe_of(batch=4), n) for n in range(4)])
     assert all(isinstance(outcome, Picture) for outcome in outcomes)
+
+
+@pytest.mark.parametrize("step", ["scaled_batch", "to_pixels"])
+def test_no_memory_for_the_exact_latent_fails_only_its_picture(
+    tiny_vae_folder: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    narrowed, other = (task(tiny_vae_folder, recipe_of(batch=2), n, importing=True) for n in (1, 2))
+    narrowed.reference = payload_codec.encode(narrowed.latent)
+    calls = 0
+    real = getattr(decode, step)
+
+    def scarce(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(f"latentfs.render.decoder.{step}", scarce)
+    first, second = Decoder(CPU).decode([narrowed, other])
+    assert isinstance(first, OutOfMemoryError)
+    assert "not enough memory" in str(first)
+    assert isinstance(second, Picture)
 
 
 def test_a_lost_device_is_no_fault_of_the_picture(
