@@ -393,11 +393,16 @@ class OpenFiles:
                 mode = inode.mode & ~(stat.S_ISUID | stat.S_ISGID)
                 inode = transaction.update(ino, inode, mode=mode)
             inode = transaction.truncate(ino, inode, size_bytes=size_bytes)
+        if size_bytes or ino in self._writers:
+            self._has_changed(ino)
+        return inode
+
+    def _has_changed(self, ino: int) -> None:
+        """Have it told that a file was written, once nobody may write into it any more."""
         if ino in self._writers:
             self._unfinished.add(ino)
-        elif size_bytes:
+        else:
             self._on_written(ino)
-        return inode
 
     async def _make_writable(self, ino: int, reader: Reader) -> None:
         """Wait for a turn to change the store, in which the file is one kept byte for byte."""
@@ -417,6 +422,7 @@ class OpenFiles:
                 now = transaction.require(ino)
                 if (now.content, now.latent_file) == (inode.content, inode.latent_file):
                     transaction.make_chunked(ino, now, data)
+            self._has_changed(ino)  # though what is to be written may be refused
 
     async def _whole(self, ino: int, inode: Inode, reader: Reader) -> bytes:
         """Return all bytes of a file that isn't kept in chunks; raises as what it calls."""

@@ -40,6 +40,7 @@ from latentfs.latents import payload as payload_codec
 from latentfs.latents.latent import Latent
 from latentfs.render.job_queue import Reader
 from latentfs.store import tables
+from latentfs.store.chunks import FILE_BYTES_MAX
 from latentfs.store.file_transaction import FileTransaction
 from latentfs.store.live_store import LiveStore, open_live_store
 from latentfs.store.records import Inode, LatentFileContent
@@ -522,6 +523,30 @@ async def test_a_file_that_is_cut_or_lengthened_is_finished_too(store, autojump_
         assert opened.written == [ino]
         await opened.files.close(handle)
         assert opened.written == [ino, ino]
+
+
+async def test_a_picture_is_finished_though_all_that_was_to_be_written_was_refused(
+    store, autojump_clock
+):
+    """Its bytes are kept as such by then, which is to be looked at: they are those of a picture."""
+    async with opened_store(store) as opened:
+        opened.renditions.may_go.set()
+        handle = await opened.open()
+        with refused(errno.EFBIG):
+            await opened.files.write(handle, FILE_BYTES_MAX, b"data")
+        assert opened.content() == PICTURE
+        assert opened.written == []
+        await opened.files.close(handle)
+        assert opened.written == [opened.ino]
+
+
+async def test_a_picture_is_finished_though_it_can_not_be_that_long(store, autojump_clock):
+    async with opened_store(store) as opened:
+        opened.renditions.may_go.set()
+        with refused(errno.EFBIG):
+            await opened.files.resize(opened.ino, FILE_BYTES_MAX + 1, READER)
+        assert opened.content() == PICTURE
+        assert opened.written == [opened.ino]
 
 
 # Removed while open
