@@ -7,12 +7,20 @@
 const FILES = "/art";
 const LISTS = "/list";
 const PICTURE = /\.(png|jpe?g|webp)$/i;
+// What could not be had is asked for again, ever less often.
+const FIRST_PAUSE_MS = 1000;
+const LONGEST_PAUSE_MS = 60000;
+const SWIPE_PX = 40;
 
 const byId = (id) => document.getElementById(id);
 const viewer = byId("viewer");
 let pictures = [];
 let shown = 0;
 let newest = 0;
+// How far each folder was scrolled when it was left, by its address.
+const scrolled = new Map();
+let shownFolder = "";
+let touched = null;
 
 // Folders are lists of names: a name may hold anything but "/".
 function folderOfAddress() {
@@ -46,6 +54,21 @@ function say(text) {
 
 const counted = (number, one, many) => (number === 1 ? `1 ${one}` : `${number} ${many}`);
 
+// Not in step with other pictures that failed at the same time.
+const someOf = (pause) => pause * (0.75 + Math.random() / 2);
+const longer = (pause) => Math.min(2 * pause, LONGEST_PAUSE_MS);
+
+function load(image, url) {
+  let pause = FIRST_PAUSE_MS;
+  image.addEventListener("error", () => {
+    setTimeout(() => {
+      if (image.isConnected) image.src = url;
+    }, someOf(pause));
+    pause = longer(pause);
+  });
+  image.src = url;
+}
+
 function thumbnail(picture, index) {
   const link = element("a", "", { href: picture.url, title: picture.name });
   const image = new Image();
@@ -54,15 +77,18 @@ function thumbnail(picture, index) {
   image.decoding = "async";
   image.alt = picture.name;
   image.addEventListener("error", () => link.classList.add("failed"));
-  image.src = picture.url;
+  image.addEventListener("load", () => link.classList.remove("failed"));
+  load(image, picture.url);
   link.append(image, element("span", picture.name));
   link.addEventListener("click", (event) => {
-    if (event.ctrlKey || event.metaKey || event.shiftKey) return;
+    if (hasModifier(event)) return;
     event.preventDefault();
     show(index);
   });
   return inItem(link);
 }
+
+const hasModifier = (event) => event.altKey || event.ctrlKey || event.metaKey || event.shiftKey;
 
 function showTrail(folder) {
   const links = [element("a", "Gallery", { href: address([]) })];
@@ -72,20 +98,30 @@ function showTrail(folder) {
   byId("trail").replaceChildren(...links);
 }
 
-async function openFolder() {
+async function openFolder(pause = FIRST_PAUSE_MS) {
   const folder = folderOfAddress();
   const turn = ++newest;
   if (viewer.open) viewer.close();
   let entries = [];
   let problem = "";
+  let mayPass = false;
   try {
     const answer = await fetch(LISTS + encoded(folder) + "/", { cache: "no-store" });
     if (answer.ok) entries = await answer.json();
     else problem = answer.status === 404 ? "There is no such folder." : `nginx said ${answer.status}.`;
+    mayPass = answer.status >= 429;
   } catch (error) {
     problem = `The folder could not be read: ${error.message}`;
+    mayPass = true;
   }
   if (turn !== newest) return; // the reader has gone on meanwhile
+  if (mayPass) {
+    setTimeout(() => {
+      if (turn === newest) openFolder(longer(pause));
+    }, someOf(pause));
+  }
+  scrolled.set(shownFolder, scrollY);
+  shownFolder = address(folder);
   const folders = entries.filter((entry) => entry.type === "directory");
   pictures = entries
     .filter((entry) => entry.type === "file" && PICTURE.test(entry.name))
@@ -97,34 +133,69 @@ async function openFolder() {
   byId("pictures").replaceChildren(...pictures.map(thumbnail));
   byId("count").textContent = counted(pictures.length, "picture", "pictures");
   say(problem || (entries.length ? "" : "This folder is empty."));
+  scrollTo(0, scrolled.get(shownFolder) ?? 0);
   document.body.dataset.folder = "/" + folder.join("/");
 }
 
 function show(index) {
   shown = (index + pictures.length) % pictures.length;
-  const picture = pictures[shown];
-  const full = byId("full");
-  full.alt = picture.name;
-  full.src = picture.url;
-  byId("name").textContent = picture.name;
-  byId("name").href = picture.url;
-  byId("size").textContent = "";
+  const { name, size, url } = pictures[shown];
+  // Each has an element of its own, which shows no other picture until its own has come.
+  const image = new Image();
+  image.id = "full";
+  image.alt = name;
+  image.addEventListener("load", () => {
+    const kib = Math.ceil(size / 1024);
+    tell(image, "", `${image.naturalWidth} × ${image.naturalHeight}, ${kib} KiB`);
+  });
+  image.addEventListener("error", () => {
+    tell(image, "This picture can't be had at the moment. It is tried again …");
+  });
+  byId("stage").replaceChildren(image);
+  byId("name").textContent = name;
+  byId("name").href = url;
+  tell(image, "Loading …");
+  load(image, url);
   if (!viewer.open) viewer.showModal();
 }
 
-byId("full").addEventListener("load", ({ target }) => {
-  const kib = Math.ceil(pictures[shown].size / 1024);
-  byId("size").textContent = `${target.naturalWidth} × ${target.naturalHeight}, ${kib} KiB`;
-});
-byId("full").addEventListener("error", () => {
-  byId("size").textContent = "can't be had at the moment";
-});
+// Says what there is instead of the picture, unless another one has taken its place.
+function tell(image, state, size = "") {
+  if (!image.isConnected) return;
+  byId("stage").classList.toggle("waits", state !== "");
+  byId("state").textContent = state;
+  byId("size").textContent = size;
+}
+
+byId("previous").addEventListener("click", () => show(shown - 1));
+byId("next").addEventListener("click", () => show(shown + 1));
+byId("close").addEventListener("click", () => viewer.close());
 viewer.addEventListener("click", ({ target }) => {
-  if (target.id !== "name") viewer.close();
+  if (target === viewer || target.id === "stage") viewer.close(); // beside the picture
 });
-viewer.addEventListener("keydown", ({ key }) => {
-  if (key === "ArrowRight") show(shown + 1);
-  if (key === "ArrowLeft") show(shown - 1);
+viewer.addEventListener("close", () => {
+  if (!viewer.open) byId("stage").replaceChildren(); // it may have been opened again meanwhile
 });
-addEventListener("hashchange", openFolder);
+viewer.addEventListener("keydown", (event) => {
+  if (hasModifier(event)) return; // Alt and an arrow: back and forward
+  if (event.key === "ArrowRight") show(shown + 1);
+  if (event.key === "ArrowLeft") show(shown - 1);
+});
+viewer.addEventListener(
+  "touchstart",
+  ({ touches: [{ clientX, clientY }, another] }) => {
+    // Two fingers zoom, and one moves what they have zoomed.
+    touched = another || visualViewport.scale > 1 ? null : { clientX, clientY };
+  },
+  { passive: true },
+);
+viewer.addEventListener("touchend", ({ changedTouches: [end] }) => {
+  if (!touched) return;
+  const across = end.clientX - touched.clientX;
+  const down = end.clientY - touched.clientY;
+  touched = null;
+  if (Math.abs(across) > Math.max(SWIPE_PX, 2 * Math.abs(down))) show(shown - Math.sign(across));
+});
+history.scrollRestoration = "manual";
+addEventListener("hashchange", () => openFolder());
 openFolder();
