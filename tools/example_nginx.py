@@ -91,6 +91,7 @@ class ExampleNginx:
             "/run/latentfs-daemon-start.ma[p]": f"{place}/daemon-start.ma[p]",
             "/srv/art": _quoted(files.absolute()),
             "listen 80;": f"listen 127.0.0.1:{self.port};",
+            "        listen [::]:80;\n": "",
             "127.0.0.1:8079": f"127.0.0.1:{check_port}",
         }
         text = _replaced(text, {**own, **(changes or {})})

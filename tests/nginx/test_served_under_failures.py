@@ -127,6 +127,7 @@ async def test_a_picture_that_can_not_be_rendered_is_503_until_it_can(served: Se
         assert answer.is_whole
         assert answer.headers["cache-control"] == "no-store"
         assert answer.headers["retry-after"] == "5"
+        assert answer.headers["content-type"] == "text/plain"
     await trio.sleep(HANDLE_FAILED_FOR_S)
     for target, _ in answers:
         assert outcome(await ask(served.port, target), served.right[target]) == "right"
