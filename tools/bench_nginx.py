@@ -33,8 +33,12 @@ VARIANTS: dict[str, dict[str, str]] = {
     "as documented": {},
     "no checks": {"auth_request /latentfs-check;": ""},
     "no open_file_cache": {_CACHE: "open_file_cache off;"},
-    "all checks kept 10 s": {"200 $some_seconds;": "200 10;"},
-    "checks kept 300 s": {"200 $some_seconds;": "200 300;"},
+    "checks open their files": {
+        f"{_CACHE}\n            open_file_cache_valid 1s;": "open_file_cache off;"
+    },
+    "links are followed": {"disable_symlinks on from=/srv/art/;": ""},
+    "all checks kept 10 s": {"200 $seconds_by_chance;": "200 10;"},
+    "checks kept 300 s": {"200 $seconds_by_chance;": "200 300;"},
     "no aio threads": {_HOT_POOL: ""},
     "hot pool of 32": {"latentfs_hot threads=8": "latentfs_hot threads=32"},
     "no tcp_nopush": {"tcp_nopush on;": ""},
@@ -72,12 +76,14 @@ def _read_from_disk(path: Path) -> None:
 
 
 def _write_script(path: Path, names: list[str]) -> None:
-    """Ask for one file after the other, each thread from another one on."""
+    """Ask for one file after the other, each thread and each run from another one on."""
     targets = ",".join(f'"/art/{urllib.parse.quote(name)}"' for name in names)
     path.write_text(
         f"local paths = {{{targets}}}\n"
-        "local at = 0\n"
-        "init = function() math.randomseed(os.time()); at = math.random(#paths) end\n"
+        # Called once for each thread, by the main one: with numbers of their own the threads would
+        # begin alike, and go on side by side.
+        "math.randomseed(os.time())\n"
+        "setup = function(thread) thread:set('at', math.random(#paths)) end\n"
         "request = function() at = at % #paths + 1; return wrk.format('GET', paths[at]) end\n"
         + _REPORT
     )
@@ -140,6 +146,8 @@ def main(
     seconds: int,
     rounds: int,
 ) -> None:
+    if shutil.which("wrk") is None:
+        raise click.ClickException("wrk is not installed: apt-get install wrk")
     names = sorted(path.name for path in folder.iterdir() if path.suffix in {".png", ".jpg"})
     if not names:
         raise click.ClickException(f"{folder} has no PNG and no JPEG files")
