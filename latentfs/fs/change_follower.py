@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import pyfuse3
@@ -18,10 +20,12 @@ __all__ = ["follow_changes"]
 log = logging.getLogger(__name__)
 
 _INTERVAL_S = 0.5
+# At the end, for what the kernel is just being told, which mostly takes microseconds.
+_LAST_S = 0.5
 
 
 async def follow_changes(store: Store) -> None:
-    """Drop from the kernel's caches what has changed; runs until cancelled.
+    """Drop from the kernel's caches what has changed; runs until cancelled, and a moment longer.
 
     The kernel may keep names and attributes for an hour, so that a lookup costs nothing; what
     another process replaces or removes shows here within a second all the same.
@@ -33,10 +37,8 @@ async def follow_changes(store: Store) -> None:
             seen = store.changes()
             before = next_change
             changes, next_change = _changes_since(store, before)
-            # In a thread: the kernel may block the caller until a request of ours is answered,
-            # which at the end nobody does.
             try:
-                await trio.to_thread.run_sync(_announce, changes, abandon_on_cancel=True)
+                await _Announcement(changes).make()
             except RuntimeError as error:  # no thread could be started
                 log.error("the kernel can't be told of %d changes yet: %s", len(changes), error)
                 seen, next_change = None, before
@@ -54,12 +56,54 @@ def _changes_since(store: Store, number: int | None) -> tuple[list[Change], int 
         return [], number
 
 
-def _announce(changes: list[Change]) -> None:
+class _Announcement:
+    """Telling the kernel of changes, in a thread.
+
+    There, the kernel may block the caller until a request of ours is answered, which at the end
+    nobody does.  So it is not waited for for ever then; but the session that it uses is destroyed
+    next, so it is for a moment, and nothing more is told.
+    """
+
+    def __init__(self, changes: list[Change]) -> None:
+        self._changes = changes
+        self._is_ending = threading.Event()
+        self._has_begun = threading.Event()
+        self._ended = trio.Event()
+
+    async def make(self) -> None:
+        """Tell all; if cancelled, wait at most :data:`_LAST_S` for what is being told.
+
+        Raises:
+            RuntimeError: no thread could be started.
+        """
+        token = trio.lowlevel.current_trio_token()
+        try:
+            await trio.to_thread.run_sync(self._run, token, abandon_on_cancel=True)
+        except trio.Cancelled:
+            self._is_ending.set()
+            if self._has_begun.is_set():
+                with trio.move_on_after(_LAST_S, shield=True):
+                    await self._ended.wait()
+            raise
+
+    def _run(self, token: trio.lowlevel.TrioToken) -> None:
+        self._has_begun.set()
+        try:
+            for tell in _invalidations(self._changes):
+                if self._is_ending.is_set():
+                    return
+                _quietly(tell)
+        finally:
+            with contextlib.suppress(trio.RunFinishedError):
+                token.run_sync_soon(self._ended.set)
+
+
+def _invalidations(changes: list[Change]) -> Iterator[Callable[[], None]]:
     for change in changes:
         for parent_ino, name, _ in change.removed:
-            _quietly(partial(pyfuse3.invalidate_entry, parent_ino, name))
+            yield partial(pyfuse3.invalidate_entry, parent_ino, name)
         for ino in change.directories:
-            _quietly(partial(pyfuse3.invalidate_inode, ino, attr_only=True))
+            yield partial(pyfuse3.invalidate_inode, ino, attr_only=True)
 
 
 def _quietly(invalidate: Callable[[], None]) -> None:

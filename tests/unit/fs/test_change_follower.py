@@ -1,0 +1,102 @@
+"""Telling the kernel of changes, and what is left of that when the mount ends; without a mount."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pyfuse3
+import pytest
+import trio
+from store_contents import add_picture, picture_latent
+
+from latentfs.fs import change_follower
+from latentfs.fs.change_follower import follow_changes
+from latentfs.store.store import Store
+from latentfs.store.tables import ROOT_INO
+
+NAMES = (b"a.png", b"b.png", b"c.png")
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    monkeypatch.setattr(change_follower, "_INTERVAL_S", 0.01)
+    monkeypatch.setattr(pyfuse3, "invalidate_inode", lambda ino, attr_only: None)
+    with Store.create(tmp_path / "art.lfs") as store:
+        with store.write() as transaction:
+            for seed, name in enumerate(NAMES):
+                add_picture(transaction, ROOT_INO, name, picture_latent(seed))
+        yield store
+
+
+class Kernel:
+    """Takes names; keeps the caller waiting while *may_go* is not set."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.may_go, self.is_told, self.is_done = (threading.Event() for _ in range(3))
+        self.began: list[bytes] = []
+        self.ended: list[bytes] = []
+        monkeypatch.setattr(pyfuse3, "invalidate_entry", self._invalidate)
+
+    def _invalidate(self, parent_ino: int, name: bytes) -> None:
+        self.began.append(name)
+        self.is_told.set()
+        assert self.may_go.wait(30)
+        self.ended.append(name)
+        if name == NAMES[-1]:
+            self.is_done.set()
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
+    kernel = Kernel(monkeypatch)
+    yield kernel
+    kernel.may_go.set()
+
+
+@asynccontextmanager
+async def following(store: Store) -> AsyncIterator[trio.Nursery]:
+    """All pictures are removed once it has begun."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(follow_changes, store)
+        await trio.sleep(0.1)
+        with store.write() as transaction:
+            for name in NAMES:
+                transaction.remove_file_by_command(ROOT_INO, name)
+        yield nursery
+
+
+async def test_the_kernel_is_told_of_what_was_removed(store, kernel):
+    kernel.may_go.set()
+    async with following(store) as nursery:
+        assert await trio.to_thread.run_sync(kernel.is_done.wait, 10)
+        nursery.cancel_scope.cancel()
+    assert kernel.ended == list(NAMES)
+
+
+async def test_the_end_waits_for_what_the_kernel_is_being_told_and_tells_no_more(store, kernel):
+    """The session would be taken away from under it."""
+    async with following(store) as nursery:
+        assert await trio.to_thread.run_sync(kernel.is_told.wait, 10)
+        threading.Timer(0.2, kernel.may_go.set).start()
+        nursery.cancel_scope.cancel()
+    assert kernel.ended == [NAMES[0]]
+    await trio.sleep(0.1)
+    assert kernel.began == [NAMES[0]]
+
+
+async def test_a_kernel_that_does_not_answer_holds_the_end_up_only_for_a_moment(
+    store, kernel, monkeypatch
+):
+    monkeypatch.setattr(change_follower, "_LAST_S", 0.1)
+    async with following(store) as nursery:
+        assert await trio.to_thread.run_sync(kernel.is_told.wait, 10)
+        start_s = trio.current_time()
+        nursery.cancel_scope.cancel()
+    assert trio.current_time() - start_s < 5
+    assert kernel.ended == []
+    kernel.may_go.set()
+    await trio.sleep(0.1)
+    assert kernel.began == [NAMES[0]]
