@@ -74,7 +74,7 @@ def measure(latents: LatentSet, shared: Path, scratch: Path) -> Measured:
     pictures = scratch / f"{latents.folder}-{latents.precision}"
     latentfs("export", store, "/", pictures)
     status = json.loads(latentfs("status", store, "--json"))
-    narrowing = re.search(r"PSNR ([\d.]+) dB in the mean, ([\d.]+) dB", report)
+    narrowing = re.search(r"PSNR ([\d.]+) dB on average, ([\d.]+) dB", report)
     return Measured(
         files=status["files"],
         png_bytes=sum(default_png_bytes(path) for path in find_pictures(pictures)),

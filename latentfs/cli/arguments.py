@@ -8,7 +8,7 @@ import click
 
 from latentfs.settings.values import read_bytes, read_device
 
-__all__ = ["BYTES", "device_option", "store_argument", "shown_bytes"]
+__all__ = ["BYTES", "counted", "device_option", "shown_bytes", "store_argument"]
 
 store_argument = click.argument(
     "store", type=click.Path(path_type=Path, resolve_path=True), metavar="STORE"
@@ -28,7 +28,7 @@ device_option = click.option(
     show_default=True,
     metavar="auto|cpu|cuda|cuda:N",
     callback=_checked_device,
-    help="What decodes.  cuda is all GPUs; auto is all GPUs, or the CPU where there is none.",
+    help="Device to decode on: cuda is all GPUs; auto is all GPUs, or the CPU if there is none.",
 )
 
 
@@ -57,3 +57,8 @@ def shown_bytes(count: int) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} TiB"
+
+
+def counted(count: int, what: str) -> str:
+    """Return such as ``1 file`` or ``2 files``."""
+    return f"{count} {what}{'' if count == 1 else 's'}"

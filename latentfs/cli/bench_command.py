@@ -69,13 +69,13 @@ class _StoreOrReplay(click.Command):
     type=click.IntRange(min=1),
     default=3,
     show_default=True,
-    help="How often all is measured, in turns.",
+    help="How often to measure everything, in turns.",
 )
 @device_option
 @click.option(
     "--plain-environment",
     is_flag=True,
-    help="Time the bare decode also without the settings that a renderer gets.",
+    help="Also time the bare decode without the settings that a renderer gets.",
 )
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
 def command(
@@ -90,10 +90,10 @@ def command(
 ) -> None:
     """Measure what reading pictures of STORE through a mount costs on top of decoding them.
 
-    Mounts STORE for itself in a temporary folder, so it must not be mounted.  Each picture is
-    decoded at least twice a round; progress is told on standard error.
+    Mounts STORE itself in a temporary folder, so it must not be mounted already.  Each picture is
+    decoded at least twice per round; progress is printed on standard error.
 
-    "latentfs bench replay" reads files as a trace of requests says: see its own --help.
+    "latentfs bench replay" replays a trace of requests; see its own --help.
     """
     options = BenchmarkOptions(
         readers=readers, rounds=rounds, device=device, plain_environment=plain_environment

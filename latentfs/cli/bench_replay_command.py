@@ -22,13 +22,13 @@ __all__ = ["command"]
 @click.argument("trace_path", type=click.Path(path_type=Path), metavar="TRACE")
 @click.argument("folder", type=click.Path(path_type=Path), metavar="FOLDER")
 @click.option(
-    "--rate", type=float, metavar="N", help="Requests a second, instead of the trace's times."
+    "--rate", type=float, metavar="N", help="Requests per second, instead of the trace's times."
 )
 @click.option(
     "--speed",
     type=float,
     metavar="N",
-    help="Seconds of the trace that pass in one.  Default: 1, as it was.",
+    help="Seconds of the trace per real second.  Default: 1.",
 )
 @click.option(
     "--readers",
@@ -37,11 +37,13 @@ __all__ = ["command"]
     show_default=True,
     help="Threads that read at the same time.",
 )
-@click.option("--requests", type=click.IntRange(min=1), metavar="N", help="Only the first so many.")
+@click.option(
+    "--requests", type=click.IntRange(min=1), metavar="N", help="Replay only the first N requests."
+)
 @click.option(
     "--drop-kernel-pages",
     is_flag=True,
-    help="Have the kernel forget each file once it was read, so that reads reach the daemon.",
+    help="Make the kernel forget each file after it was read, so that reads reach the daemon.",
 )
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
 def command(
@@ -54,13 +56,13 @@ def command(
     drop_kernel_pages: bool,
     as_json: bool,
 ) -> None:
-    """Read the pictures below FOLDER as TRACE says, and measure how long each takes.
+    """Read the pictures below FOLDER in the order of TRACE and measure how long each takes.
 
     TRACE is a CSV file with a line of time,object,size for each request, sorted by time in
     seconds.  Its objects become the PNG and JPEG files below FOLDER, in the order of their paths.
 
-    FOLDER is in a mount, or any other folder to compare one with.  Ctrl-C ends it and shows what
-    was measured.
+    FOLDER is in a mount, or any other folder for comparison.  Ctrl-C ends it and shows the results
+    so far.
     """
     if rate is not None and speed is not None:
         raise click.UsageError("--rate takes the place of the trace's times: leave --speed out")

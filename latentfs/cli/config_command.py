@@ -29,8 +29,8 @@ def command() -> None:
 def show(store: Path | None, mountpoint: Path | None, as_json: bool, **options: Any) -> None:
     """Show each setting that "latentfs mount" would use with these arguments, and its source.
 
-    Settings come from one file, then the environment, then the command line; the last counts.  What
-    is printed can be used as a settings file.
+    The environment overrides the settings file, and the command line overrides both.  The output
+    can be used as a settings file.
     """
     sources = setting_sources(store=store, mountpoint=mountpoint, options=options)
     resolved = sources.resolve()
@@ -51,5 +51,10 @@ def _assignment(name: str, value: object) -> str:
     """The line of a settings file; commented out where there is no value."""
     if value is None:
         return f"# {name} is not set"
-    # JSON's texts, lists, numbers and truths are TOML's too.
-    return f"{name} = {json.dumps(value, ensure_ascii=False)}"
+    # JSON's texts, lists, numbers and truths are TOML's too, but for a character.
+    text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return f"# {name} can't be written in TOML, which is UTF-8: {one_line(text)}"
+    return f"{name} = {text}"

@@ -18,12 +18,12 @@ __all__ = ["command"]
 @click.command("gc", epilog="Example: latentfs gc ~/art.lfs")
 @store_argument
 def command(store: Path) -> None:
-    """Give back to the disk what STORE does not need any more.
+    """Return space that STORE no longer needs to the disk.
 
-    What is removed from a store makes room in it for other things; its database never gets smaller
-    by itself.  This replaces it by a copy without free space, for which the disk needs room.  Also
-    removes VAEs that no record names, and what killed commands have left.  Not while STORE is
-    mounted or otherwise in use.
+    Removing files from a store makes room in its database but never shrinks it.  This command
+    replaces the database with a copy without free space, for which the disk needs room.  It also
+    removes VAEs that nothing uses, and leftovers of killed commands.  STORE must not be mounted
+    or otherwise in use.
     """
     Store.open(store).close()  # says clearly what is wrong with it
     with DaemonLock(store).held_by("gc"):
@@ -31,7 +31,6 @@ def command(store: Path) -> None:
     for path in done.removed:
         click.echo(one_line(f"removed {path}"))
     click.echo(
-        f"{store}: the database took {shown_bytes(done.before_bytes)} and takes "
-        f"{shown_bytes(done.after_bytes)} now; {shown_bytes(done.removed_bytes)} of other files "
-        "removed"
+        f"{store}: the database shrank from {shown_bytes(done.before_bytes)} to "
+        f"{shown_bytes(done.after_bytes)}; {shown_bytes(done.removed_bytes)} of other files removed"
     )

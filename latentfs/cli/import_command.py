@@ -11,7 +11,7 @@ import click
 import trio
 from click.core import ParameterSource
 
-from latentfs.cli.arguments import BYTES, device_option, shown_bytes, store_argument
+from latentfs.cli.arguments import BYTES, counted, device_option, shown_bytes, store_argument
 from latentfs.cli.output import one_line
 from latentfs.images.framing import Framing, PngLevel
 from latentfs.ingest.discover import Candidate, discover
@@ -59,8 +59,8 @@ class _Report:
             finite = [psnr for psnr in psnrs if math.isfinite(psnr)]
             mean = f"{sum(finite) / len(finite):.1f}" if finite else "infinite"
             click.echo(
-                f"narrowing cost: PSNR {mean} dB in the mean, {min(psnrs):.1f} dB at the least, "
-                f"over {len(psnrs)} pictures ({len(psnrs) - len(finite)} unchanged)"
+                f"narrowing cost: PSNR {mean} dB on average, {min(psnrs):.1f} dB at worst, "
+                f"over {counted(len(psnrs), 'picture')} ({len(psnrs) - len(finite)} unchanged)"
             )
 
 
@@ -92,20 +92,21 @@ def _checked_head_room(ctx: click.Context, param: click.Parameter, value: int) -
     type=click.Choice(["source", "float16", "bfloat16"]),
     default="source",
     show_default=True,
-    help="Numbers to keep.  A narrower one than the source's costs quality, which is reported.",
+    help="Precision to store.  A narrower one than the source's costs quality, and the loss is "
+    "reported.",
 )
 @click.option(
     "--format", "file_format", type=click.Choice(["png", "jpeg"]), default="png", show_default=True
 )
 @click.option(
-    "--quality", type=click.IntRange(1, 100), default=90, show_default=True, help="Of JPEG."
+    "--quality", type=click.IntRange(1, 100), default=90, show_default=True, help="JPEG quality."
 )
 @click.option(
     "--png-level",
     type=click.Choice(["fast", "small"]),
     default="fast",
     show_default=True,
-    help="Of PNG: small is some 4% smaller and takes almost four times as long to encode.",
+    help="PNG compression: small makes files about 4% smaller and takes almost four times as long.",
 )
 @click.option(
     "--head-room",
@@ -115,8 +116,8 @@ def _checked_head_room(ctx: click.Context, param: click.Parameter, value: int) -
     show_default=True,
     metavar="SIZE",
     callback=_checked_head_room,
-    help="Fill up what is in front of the pixel data to a multiple of this, so that programs which "
-    "only look at what a picture is start no render: 8K for PNG and 16K for JPEG suit most.  "
+    help="Pad the part before the pixel data to a multiple of this (4K to 1M), so that programs "
+    "which only read size and metadata cause no render: 8K for PNG and 16K for JPEG suit most.  "
     "0 for none.",
 )
 @device_option
@@ -125,14 +126,14 @@ def _checked_head_room(ctx: click.Context, param: click.Parameter, value: int) -
     type=click.Choice(["round", "truncate"]),
     default="round",
     show_default=True,
-    help="To 8 bits: round as diffusers does, truncate as ComfyUI and A1111 do.",
+    help="How to round to 8 bits: round like diffusers, truncate like ComfyUI and A1111.",
 )
 @click.option(
     "--on-conflict",
     type=click.Choice(["skip", "rename", "replace"]),
     default="skip",
     show_default=True,
-    help="Where a name exists with another picture.  The same picture is never added twice.",
+    help="What to do if a different picture has the name.  The same picture is never added twice.",
 )
 def command(
     store: Path,
@@ -180,10 +181,17 @@ def command(
 
 def _framing(file_format: Literal["png", "jpeg"], *, quality: int, png_level: PngLevel) -> Framing:
     if file_format == "png":
+        if _is_given("quality"):
+            raise click.UsageError("--quality is of JPEG files only: add --format jpeg")
         return Framing.png(level=png_level)
-    if click.get_current_context().get_parameter_source("png_level") != ParameterSource.DEFAULT:
+    if _is_given("png_level"):
         raise click.UsageError("--png-level is of PNG files only: leave it out with --format jpeg")
     return Framing.jpeg(quality=quality)
+
+
+def _is_given(option: str) -> bool:
+    source = click.get_current_context().get_parameter_source(option)
+    return source != ParameterSource.DEFAULT
 
 
 async def _import(

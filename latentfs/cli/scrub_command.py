@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import trio
 
-from latentfs.cli.arguments import device_option, store_argument
+from latentfs.cli.arguments import counted, device_option, store_argument
 from latentfs.cli.output import one_line
 from latentfs.ingest.scrubber import Scrubber, ScrubPlan, scrub_plan
 from latentfs.render.scheduler import open_scheduler
@@ -26,14 +26,14 @@ _NICENESS = 19
 @click.option(
     "--max-files",
     type=click.IntRange(min=0),
-    help="Render that many pictures, chosen by chance.  Default: all.",
+    help="Render this many pictures, chosen at random.  Default: all.",
 )
 @device_option
 def command(store: Path, max_files: int | None, device: str) -> int:
     """Render the pictures of STORE and compare them with what they were when they were added.
 
-    Decodes all that is stored first.  Works beside a mount, with a renderer of its own at the
-    lowest priority.  Names what is not as it was on standard error; exits with 1 if there is any.
+    First decodes everything that is stored.  Works beside a mount, with a renderer of its own at
+    the lowest priority.  Lists everything that differs on standard error, and then exits with 1.
     """
     found = 0
 
@@ -53,8 +53,9 @@ def command(store: Path, max_files: int | None, device: str) -> int:
             if plan.pictures:
                 trio.run(_render, scrubber, plan, device)
     click.echo(
-        f"{len(plan.payloads)} payloads and {len(plan.chunks)} chunks decoded, "
-        f"{len(plan.pictures)} pictures rendered; {found or 'none'} not as they were"
+        f"{counted(len(plan.payloads), 'payload')} and {counted(len(plan.chunks), 'chunk')} "
+        f"decoded, {counted(len(plan.pictures), 'picture')} rendered; "
+        f"{f'{found} not as added' if found else 'all unchanged'}"
     )
     return 1 if found else 0
 

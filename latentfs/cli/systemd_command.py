@@ -19,13 +19,15 @@ def command() -> None:
     "install",
     epilog="Examples: latentfs systemd install | latentfs systemd install --user",
 )
-@click.option("--user", "for_user", is_flag=True, help="For your own systemd, not the machine's.")
-@click.option("--dry-run", is_flag=True, help="Only say what would be written.")
+@click.option(
+    "--user", "for_user", is_flag=True, help="For your own systemd instead of the machine's."
+)
+@click.option("--dry-run", is_flag=True, help="Only print what would be written.")
 @click.option(
     "--destination",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="FOLDER",
-    help="Take this folder for / (with --user for ~/.config), as packages do.",
+    help="Use this folder instead of / (with --user, of ~/.config), as packages do.",
 )
 def install_command(for_user: bool, dry_run: bool, destination: Path | None) -> None:
     """Install the unit latentfs@.service, which runs this latentfs, and an example of its settings.
@@ -33,8 +35,8 @@ def install_command(for_user: bool, dry_run: bool, destination: Path | None) -> 
     The mount NAME is latentfs@NAME.service, with the settings in /etc/latentfs/NAME.toml; with
     --user in ~/.config/latentfs/NAME.toml.
 
-    For the whole machine, mount(8) and fstab learn the type latentfs too.  What is there already is
-    brought up to date; your settings are left alone.
+    Without --user, mount(8) and fstab learn the type latentfs too.  Files that exist are brought up
+    to date; your settings are left alone.
     """
     from latentfs.service.installation import (
         install,

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from latentfs.cli.arguments import device_option, shown_bytes, store_argument
+from latentfs.cli.output import one_line
 from latentfs.latents.latent import Dtype
 from latentfs.latents.recipe import Layout
 from latentfs.latents.scaling import LATENT_FORMATS
+
+if TYPE_CHECKING:
+    from latentfs.store.records import VaeRecord
 
 __all__ = ["command"]
 
@@ -33,7 +38,8 @@ def command() -> None:
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16", "float16"]),
-    help="Numbers to compute in.  Default: the fastest on this machine within 45 dB of float32.",
+    help="Type to compute in.  Default: the fastest on this machine with at least 45 dB PSNR "
+    "against float32.",
 )
 @click.option(
     "--layout",
@@ -44,21 +50,21 @@ def command() -> None:
 @click.option(
     "--batch",
     type=click.IntRange(1, 64),
-    help="Latents decoded together, missing ones filled up.  Default: what is fastest on a GPU, 1 "
-    "on a CPU.",
+    help="Number of latents to decode together; short batches are padded.  Default: the fastest on "
+    "a GPU, 1 on a CPU.",
 )
 @click.option(
     "--compile",
     "compiled",
     is_flag=True,
-    help="Decode through torch.compile: faster on GPUs, other pixels slightly.  The first picture "
-    "of each size takes up to minutes.  Needs a C++ compiler.",
+    help="Decode through torch.compile: faster, with slightly different pixels.  The first picture "
+    "of each size can take minutes.  Needs a C++ compiler.",
 )
 @device_option
 @click.option(
     "--latent-format",
     type=click.Choice(sorted(LATENT_FORMATS)),
-    help="Which model's latents a TAESD takes, where its weights and name do not tell.",
+    help="Model whose latents a TAESD takes, if its weights and name do not show it.",
 )
 def add(
     store: Path,
@@ -73,8 +79,8 @@ def add(
 ) -> None:
     """Copy a VAE into STORE under NAME.
 
-    PATH_OR_ID is a diffusers VAE folder, a hub id, or "builtin" for the one that comes with
-    latentfs.  Only safetensors weights are taken.
+    PATH_OR_ID is a diffusers VAE folder, a Hugging Face id, or "builtin" for the VAE that comes
+    with latentfs.  Only safetensors weights are accepted.
     """
     from latentfs.ingest.vaes import add_vae
     from latentfs.store.store import Store
@@ -102,25 +108,51 @@ def add(
     )
     if record.takes_scaled and record.latent_format is None and vae != "builtin":
         click.echo(
-            f"note: which model's latents {name} takes is not known, so ComfyUI latents are taken "
-            "as they are; say it with --latent-format if their pictures look wrong",
+            f"note: it is not known which model's latents {name} takes, so ComfyUI latents are "
+            "used unscaled; set --latent-format if their pictures look wrong",
             err=True,
         )
 
 
 @command.command("list", epilog="Example: latentfs vae list ~/art.lfs")
 @store_argument
-def list_vaes(store: Path) -> None:
+@click.option("--json", "as_json", is_flag=True, help="As a JSON list, for programs.")
+def list_vaes(store: Path, as_json: bool) -> None:
     """List the VAEs of STORE."""
     from latentfs.store.store import Store
 
     with Store.open(store) as opened, opened.read() as snapshot:
         vaes = list(snapshot.vaes())
+    if as_json:
+        click.echo(json.dumps([_facts(name, vae) for name, vae in vaes], indent=2))
+        return
     if not vaes:
         click.echo(f"the store {store} has no VAE; add one with latentfs vae add", err=True)
     for name, vae in vaes:
-        size = shown_bytes(sum(file.size_bytes for file in vae.files))
+        size = shown_bytes(_size_bytes(vae))
         click.echo(
             f"{name}\t{vae.class_name}\t{vae.latent_channels} channels\t{vae.dtype}\t"
-            f"{vae.latent_format or '-'}\t{size}\t{vae.id[:12]}\t{vae.origin}"
+            f"{vae.latent_format or '-'}\t{size}\t{vae.id[:12]}\t{one_line(vae.origin)}"
         )
+
+
+def _size_bytes(vae: VaeRecord) -> int:
+    return sum(file.size_bytes for file in vae.files)
+
+
+def _facts(name: str, vae: VaeRecord) -> dict[str, object]:
+    return {
+        "name": name,
+        "class": vae.class_name,
+        "id": vae.id,
+        "origin": vae.origin,
+        "bytes": _size_bytes(vae),
+        "latent_channels": vae.latent_channels,
+        "spatial_factor": vae.spatial_factor,
+        "latent_format": vae.latent_format,
+        "dtype": vae.dtype,
+        "layout": vae.layout,
+        "batch": vae.batch,
+        "compiled": vae.compiled,
+        "device": vae.device,
+    }

@@ -29,7 +29,8 @@ from latentfs.fs.renditions import Renditions
 from latentfs.render.job_queue import Reader
 from latentfs.render.jobs import content_key
 from latentfs.store.live_store import LiveStore
-from latentfs.store.records import Inode, LatentContent, storable_ns
+from latentfs.store.records import Inode, LatentContent
+from latentfs.store.tables import storable_ns
 from latentfs.telemetry.activity import Activity, ReadTrail, Tier
 
 __all__ = ["OpenFileStatistics", "OpenFiles"]

@@ -20,8 +20,9 @@ from latentfs.latents.latent import Latent
 from latentfs.latents.recipe import Recipe, Rounding
 from latentfs.latents.scaling import LATENT_FORMATS, Space, steps_for
 from latentfs.latents.source import LatentFile, read_latent_file
-from latentfs.store.records import Source, VaeRecord, storable_ns
+from latentfs.store.records import Source, VaeRecord
 from latentfs.store.snapshot import check_name
+from latentfs.store.tables import storable_ns
 
 __all__ = ["ImportOptions", "Picture", "Preparation"]
 

@@ -69,24 +69,25 @@ class MountSettings:
 
     store: Path | None = _setting("store", values.read_path, None, "FOLDER", "The store.")
     mountpoint: Path | None = _setting(
-        "mountpoint", values.read_path, None, "FOLDER", "Where it is mounted."
+        "mountpoint", values.read_path, None, "FOLDER", "The folder to mount it on."
     )
     mount_options: tuple[str, ...] = _setting(
         "mount_options",
         kernel_options.read_options,
         "",
         "OPT,...",
-        "For the kernel: allow_other, noallow_other, dev, suid, noexec, noatime.",
+        "Options for the kernel: allow_other, noallow_other, dev, suid, noexec, noatime.",
     )
     read_only: bool = _setting(
-        "read_only", values.yes_or_no, False, "yes|no", "Nothing can be changed through the mount."
+        "read_only", values.yes_or_no, False, "yes|no", "Allow no changes through the mount."
     )
     develop: bool = _setting(
         "develop",
         values.yes_or_no,
         True,
         "yes|no",
-        "Latent files that are written become pictures, and copies of pictures share payloads.",
+        "Make pictures of latent files written into the mount; let copies of pictures share "
+        "payloads.",
     )
     cache_bytes: int = _setting(
         "cache",
@@ -101,7 +102,7 @@ class MountSettings:
         values.read_share,
         "auto",
         "auto|0..1",
-        "Part of that memory for finished files; auto for wherever it saves readers most.",
+        "Part of that memory for finished files; auto to put it where it saves readers most.",
         is_live=True,
     )
     render_timeout_s: float = _setting(
@@ -109,7 +110,7 @@ class MountSettings:
         values.read_seconds(at_least_s=0.1),
         "60s",
         "TIME",
-        "After which a read ends with an input/output error.",
+        "Time after which a read fails with an input/output error.",
         is_live=True,
     )
     device: str = _setting(
@@ -117,15 +118,15 @@ class MountSettings:
         values.read_device,
         "auto",
         "auto|cpu|cuda|cuda:N",
-        "What decodes.  cuda is all GPUs; auto is all GPUs, or the CPU where there is none.",
+        "Device to decode on: cuda is all GPUs; auto is all GPUs, or the CPU if there is none.",
     )
     prefetch_files: int = _setting(
         "prefetch",
         values.number_between(0, 64),
         8,
         "FILES",
-        "Rendered ahead, when nothing else is, for readers that go through a folder in order; "
-        "0 for none.",
+        "Number of files to render ahead, while idle, for readers that go through a folder in "
+        "order; 0 for none.",
         is_live=True,
     )
     size_limit_bytes: int | None = _setting(
@@ -133,32 +134,32 @@ class MountSettings:
         values.optional_bytes,
         "none",
         "SIZE|none",
-        "That the store's database may take; none for all the space there is.",
+        "Most space that the store's database may take; none for no limit.",
     )
     metrics: Address | None = _setting(
         "metrics",
         values.listen_address,
         "none",
         "HOST:PORT|unix:PATH|none",
-        "Where Prometheus may ask for metrics, and others for /healthz and /readyz.",
+        "Address at which to serve metrics for Prometheus, /healthz and /readyz.",
     )
     slow_read_s: float = _setting(
         "slow_read",
         values.read_seconds(),
         "5s",
         "TIME",
-        "Reads that take longer are logged with their stages; 0 for none.",
+        "Log reads that take longer than this, with their stages; 0 for none.",
         is_live=True,
     )
     log: Literal["stderr", "syslog"] | Path = _setting(
-        "log", values.read_log, "stderr", "stderr|syslog|FILE", "Where log lines go."
+        "log", values.read_log, "stderr", "stderr|syslog|FILE", "Where to write the log."
     )
     log_level: str = _setting(
         "log_level",
         values.of_choice("debug", "info", "warning", "error"),
         "warning",
         "LEVEL",
-        "The least that is logged: debug, info, warning or error.",
+        "Lowest level to log: debug, info, warning or error.",
         is_live=True,
     )
     log_format: Literal["text", "json"] = _setting(
@@ -166,7 +167,7 @@ class MountSettings:
         values.of_choice("text", "json"),
         "text",
         "text|json",
-        "Lines of text, or a JSON object each.",
+        "Log lines as text, or as one JSON object each.",
     )
 
 

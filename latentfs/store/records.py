@@ -23,19 +23,7 @@ __all__ = [
     "Totals",
     "VaeFile",
     "VaeRecord",
-    "storable_ns",
 ]
-
-_NS_MIN, _NS_MAX = -(1 << 63), (1 << 63) - 1
-
-
-def storable_ns(time_ns: int) -> int:
-    """Return the time, in nanoseconds since 1970, or the nearest that a record can hold.
-
-    Those are of 64 bits, from 1677 to 2262.  Other file systems do so too: an archive may well
-    have files of 1601, which is zero on some.
-    """
-    return max(_NS_MIN, min(time_ns, _NS_MAX))
 
 
 class Change(msgspec.Struct, frozen=True, array_like=True):

@@ -76,6 +76,7 @@ __all__ = [
     "parse_payload_key",
     "payload_key",
     "split_payload",
+    "storable_ns",
     "xattr_key",
 ]
 
@@ -127,6 +128,18 @@ CHUNKS_MAX = 1 << 32
 _U64 = struct.Struct(">Q")
 _PAYLOAD_KEY = struct.Struct(">QH")
 _CHUNK_KEY = struct.Struct(">QI")
+
+
+_NS_MIN, _NS_MAX = -(1 << 63), (1 << 63) - 1
+
+
+def storable_ns(time_ns: int) -> int:
+    """Return the time, in nanoseconds since 1970, or the nearest that an inode can hold.
+
+    Those are of 64 bits, from 1677 to 2262.  Other file systems do so too: an archive may well
+    have files of 1601, which is zero on some.
+    """
+    return max(_NS_MIN, min(time_ns, _NS_MAX))
 
 
 def ino_key(ino: int) -> bytes:
