@@ -182,6 +182,7 @@ class Renditions:
         self._limits = _ReaderLimits()
         self._flown: deque[Flown] = deque(maxlen=_FLOWN_KEPT)
         self._is_ending = False
+        self._aborted = trio.Event()
         self._shared_total = 0
         self._given_up_total = 0
         self._prefetched_total = 0
@@ -204,30 +205,29 @@ class Renditions:
         return list(self._flown)
 
     async def drain(self, wait_s: float) -> int:
-        """Let renders that a renderer has finish, for *wait_s* at most, then :meth:`abort`.
+        """Let renders that a renderer has finish, for *wait_s* at most; :meth:`abort` is to follow.
 
         Only what readers wait for; all else ends now, and no more is begun.  Readers that come
-        meanwhile may join, and have what is in the cache.  If cancelled, nothing is waited for.
+        meanwhile may join, and have what is in the cache.  Others are kept waiting for the end:
+        who tries again at once would take the time of what is still rendered.
 
         Returns:
-            the number of renders that were waited for.
+            the number of renders that have finished.
         """
         self._is_ending = True
         due = [flight for flight in self._flights.values() if flight.is_due()]
         for flight in self._flights.values():
             if flight not in due:
                 flight.scope.cancel()
-        try:
-            with trio.move_on_after(wait_s):
-                for flight in due:
-                    await flight.done.wait()
-        finally:
-            self.abort()
-        return len(due)
+        with trio.move_on_after(wait_s):
+            for flight in due:
+                await flight.done.wait()
+        return sum(flight.done.is_set() for flight in due)
 
     def abort(self) -> None:
         """Fail all reads that wait for a render, now and later: the mount ends."""
         self._is_ending = True
+        self._aborted.set()
         self._nursery.cancel_scope.cancel()
 
     async def get(
@@ -288,6 +288,7 @@ class Renditions:
         flight = self._flights.get(picture.key)
         if flight is None:
             if self._is_ending:
+                await self._aborted.wait()
                 raise RenderError(_UNMOUNTING)
             flight = self._start(picture, ino, inode, _Flight(reader))
         else:
