@@ -10,7 +10,7 @@ import click
 
 from latentfs.cli.places import PLACE
 from latentfs.errors import MountError
-from latentfs.fs.mountpoint import find_mount, unmount, unmount_if_stale
+from latentfs.fs.mountpoint import find_mount, mounts_of, unmount, unmount_if_stale
 from latentfs.settings.sources import SettingSources
 from latentfs.store.daemon_lock import DaemonLock
 
@@ -37,8 +37,13 @@ _DAEMON_END_WAIT_S = 15.0
 )
 def command(mountpoint: Path | None, config_file: Path | None, lazy: bool, stale: bool) -> None:
     """Unmount what latentfs mounted on MOUNTPOINT; returns when its daemon has ended."""
+    if mountpoint is not None and config_file is not None:
+        raise click.UsageError("give MOUNTPOINT or --config, not both")
     where, store = (mountpoint, None) if mountpoint is not None else _configured(config_file)
     entry = find_mount(where)
+    mounts = mounts_of(where) if entry is None else []
+    if mounts:
+        raise MountError(f"{where} is a store; run latentfs umount {mounts[0].mountpoint}")
     if entry is not None and store is not None and entry.source != str(store.resolve()):
         raise MountError(
             f"{entry.source} is mounted on {where}, and not {store} of the settings; left alone"

@@ -177,6 +177,25 @@ def test_standard_streams_that_are_closed(tmp_path, closed):
         assert bool(done.stdout) == ("1>" not in closed)
 
 
+def test_lists_for_programs(store):
+    (vae,) = json.loads(call("vae", "list", store, "--json").checked().out)
+    assert (vae["name"], vae["class"]) == ("tiny", "AutoencoderTiny")
+    assert (vae["latent_channels"], vae["latent_format"]) == (4, "sdxl")
+    assert (store / "vae" / vae["id"]).is_dir()
+    assert json.loads(call("fsck", store, "--json").checked().out) == {
+        "store": str(store),
+        "problems": [],
+        "repairs": [],
+    }
+    (weights,) = (store / "vae" / vae["id"]).glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    for options in ((), ("--repair",)):
+        checked = call("fsck", store, "--json", *options)
+        assert checked.status == 1
+        (problem,) = json.loads(checked.out)["problems"]
+        assert f"{problem['check']}: {problem['message']}" in checked.err
+
+
 def test_store_of_a_newer_version(store):
     (store / "latentfs.toml").write_text("format_version = 2\n")
     for command in ("fsck", "status"):

@@ -44,6 +44,15 @@ def test_what_show_prints_is_a_settings_file_of_the_same_settings(tmp_path):
     }
 
 
+def test_what_show_prints_is_toml_whatever_a_path_has_in_it(tmp_path):
+    strange = tmp_path / "a\x7f\n\u2028\u00e9"
+    shown = call("config", "show", strange, tmp_path / os.fsdecode(b"\xff")).checked().out
+    settings = tomllib.loads(shown)
+    assert settings["store"] == str(strange)
+    assert "mountpoint" not in settings
+    assert "# mountpoint can't be written in TOML, which is UTF-8: " in shown
+
+
 def test_mount_and_umount_by_a_settings_file(tmp_path):
     store = tmp_path / "art.lfs"
     latentfs("init", store)
@@ -62,6 +71,8 @@ def test_mount_and_umount_by_a_settings_file(tmp_path):
         done = latentfs("umount", "--config", other, check=False)
         assert f"{store} is mounted on {tmp_path / 'mnt'}, and not" in done.stderr
         assert find_mount(tmp_path / "mnt") is not None, "it is another's"
+        done = latentfs("umount", store, check=False)
+        assert f"is a store; run latentfs umount {tmp_path / 'mnt'}" in done.stderr
         latentfs("umount", "--config", file)
         assert daemon.wait(timeout=30) == 0
         latentfs("umount", "--stale", "--config", file)
@@ -87,6 +98,12 @@ def test_a_place_that_is_missing_is_said():
     refused = call("umount", "--config", "/dev/null")
     assert refused.status == 2
     assert "MOUNTPOINT is missing" in refused.err
+
+
+def test_umount_takes_one_mount_point(tmp_path):
+    refused = call("umount", tmp_path, "--config", "/dev/null")
+    assert refused.status == 2
+    assert "give MOUNTPOINT or --config, not both" in refused.err
 
 
 def test_a_terminal_that_is_closed_ends_the_mount(tmp_path):

@@ -307,6 +307,9 @@ def test_wrong_use(store, tmp_path):
         result = call("import", store, source, *options)
         assert result.status == 2
         assert "--png-level is of PNG files only" in result.err.splitlines()[-1]
+    result = call("import", store, source, "--vae", "tiny", "--quality", "90")
+    assert result.status == 2
+    assert "--quality is of JPEG files only" in result.err.splitlines()[-1]
     assert files_in(store) == {}
 
 
