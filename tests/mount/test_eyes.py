@@ -392,11 +392,14 @@ def test_the_control_socket_is_the_daemons_users(watched: Mount) -> None:
     command = [sys.executable, "-I", "-S", "-c", program, "control.sock"]
     refused = subprocess.run(command, capture_output=True, text=True, cwd=watched.store)
     assert "PermissionError" in refused.stderr
+    # Even where the owner lets others in; a new store's folder keeps them out.
+    watched.store.chmod(0o755)
     control.chmod(0o666)
     try:
         answered = subprocess.run(command, capture_output=True, text=True, cwd=watched.store)
     finally:
         control.chmod(0o600)
+        watched.store.chmod(0o700)
     assert json.loads(answered.stdout) == {
         "error": "only the user of the daemon and root are answered"
     }

@@ -410,6 +410,6 @@ def test_status_of_a_mount_and_of_its_store_are_one(mount: Mount) -> None:
     assert of_mount["files"] == 102
     assert of_mount["store_bytes"] >= of_mount["payload_bytes"] > 0
     screen = latentfs("status", mount.store).stdout
-    assert "1 renders" in screen
+    assert "1 render," in screen
     latentfs("umount", mount.path)
     assert "not mounted" in latentfs("status", mount.store).stdout
