@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 @click.option(
     "--background",
     is_flag=True,
-    help="Return when the mount is usable, and leave the daemon running.",
+    help="Return when the mount is usable; the daemon keeps running.",
 )
 @click.option(READY_FD_FLAG, type=int, hidden=True)
 def command(
@@ -51,15 +51,15 @@ def command(
     """Mount STORE on the folder MOUNTPOINT; stays in the foreground unless --background is given.
 
     Ctrl-C or "latentfs umount MOUNTPOINT" ends it.  Other users may use the files, as far as their
-    modes permit, where that is possible: when run by root, or with user_allow_other in
-    /etc/fuse.conf.  With -o ro nothing can be changed.
+    modes permit, if root mounts or /etc/fuse.conf has user_allow_other.  With -o ro nothing can be
+    changed.
 
-    Latent files that are written into the mount get their pictures beside them, made with the VAE
-    that the attribute user.latentfs.vae of the nearest folder names, or with the only one that
-    fits; not with --no-develop.
+    A latent file that is written into the mount gets its picture beside it, made with the VAE that
+    the attribute user.latentfs.vae of the nearest folder names, or else with the only one that
+    fits.  --no-develop turns this off.
 
-    STORE, MOUNTPOINT and all settings may stand in a file (--config) or in the environment;
-    "latentfs config show" tells where each comes from.
+    STORE, MOUNTPOINT and all settings can also be given in a file (--config) or in the environment;
+    "latentfs config show" shows where each comes from.
     """
     if background and ready_fd is None:
         with ended_as_by_ctrl_c():
