@@ -139,6 +139,7 @@ async def test_every_200_is_right_while_renderers_are_killed(
     requests = request.config.getoption("--nginx-requests")
     outcomes: list[tuple[str, float]] = []
     numbers = itertools.count()
+    await trio.to_thread.run_sync(served.mount.wait_for_renderer)  # there must be one to be killed
     before = served.mount.status()
 
     async def client() -> None:
