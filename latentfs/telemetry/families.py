@@ -151,7 +151,9 @@ def file_families(files: OpenFileStatistics) -> Iterator[Metric]:
     )
     yield _gauge("open_files", "Handles open now.", files.open_files)
     yield _gauge(
-        "pinned_bytes", "Of renditions that handles within a file keep.", files.pinned_bytes
+        "pinned_bytes",
+        "Of renditions that handles within a file keep, and of open latent files.",
+        files.pinned_bytes,
     )
 
 
