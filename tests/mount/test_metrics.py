@@ -145,7 +145,7 @@ def test_a_slow_read_has_a_line_with_its_stages_and_no_name(measured: Measured) 
         return next((line for line in lines if inode in line and "tier miss" in line), "")
 
     wait_until(lambda: bool(line()), "the slow read is logged")
-    _, _, documented = PAGE.read_text().partition("| stage |")
+    _, _, documented = PAGE.read_text().partition("| Stage |")
     stages = re.findall(r"^\| `(\w+)` \|", documented, re.MULTILINE)
     assert re.findall(r", ([a-z]+) [\d.]+ s", line()) == stages
     # Nothing but figures between the words, so no name.
