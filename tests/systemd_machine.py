@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -153,8 +154,8 @@ def _cgroup() -> Iterator[Path]:
     """A control group of its own, removed with those that systemd has made in it."""
     root = _cgroup_root()
     assert root is not None
-    path = root / f"latentfs-test-{os.getpid()}"
-    path.mkdir()
+    # There may be several machines at a time.
+    path = Path(tempfile.mkdtemp(prefix="latentfs-test-", dir=root))
     try:
         yield path
     finally:
