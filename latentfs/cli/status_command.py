@@ -12,9 +12,9 @@ from latentfs.cli.arguments import counted, shown_bytes
 from latentfs.cli.output import wrapped
 from latentfs.cli.places import PLACE, store_of, why_no_answer
 from latentfs.fs.control import ask_daemon
-from latentfs.render.scheduler import shown_renderers
 from latentfs.store.daemon_lock import DaemonLock
 from latentfs.store.store import Store
+from latentfs.telemetry.renderer_state import shown_renderers
 
 __all__ = ["command"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from latentfs.cli.arguments import counted, shown_bytes
 from latentfs.cli.output import one_line
-from latentfs.render.scheduler import shown_renderers
+from latentfs.telemetry.renderer_state import shown_renderers
 
 __all__ = ["nothing_done", "watched_lines"]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Hashable, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -28,8 +28,9 @@ from latentfs.render.protocol import Ready
 from latentfs.render.quarantine import Quarantine
 from latentfs.render.renderer_process import open_renderer
 from latentfs.telemetry.histogram import HistogramStatistics
+from latentfs.telemetry.renderer_state import shown_renderers
 
-__all__ = ["Scheduler", "SchedulerStatistics", "open_scheduler", "shown_renderers"]
+__all__ = ["Scheduler", "SchedulerStatistics", "open_scheduler"]
 
 log = logging.getLogger(__name__)
 
@@ -78,14 +79,6 @@ class SchedulerStatistics:
     def renderers(self) -> str:
         """In words, what goes behind "renderer"."""
         return shown_renderers(self.devices, self.problem)
-
-
-def shown_renderers(devices: Sequence[str], problem: str | None) -> str:
-    """Say which *devices* have a renderer, and the *problem* of one that can't be started."""
-    if not devices:
-        return "starting" if problem is None else f"can't be started: {problem}"
-    also = "" if problem is None else f"; another can't be started: {problem}"
-    return f"ready on {', '.join(devices)}{also}"
 
 
 class Scheduler:
