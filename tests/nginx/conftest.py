@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -115,15 +116,21 @@ def own_store(web_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return path
 
 
-@pytest.fixture(scope="session")
-def served(
-    web_store: Path, right: dict[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Served]:
-    """Without rendering ahead, so that tests can count renders."""
-    folder = tmp_path_factory.mktemp("served")
+@contextlib.contextmanager
+def serving(store: Path, folder: Path, right: dict[str, str], *arguments: str) -> Iterator[Served]:
+    """A mount with a warm renderer, which renders nothing ahead, and nginx in front of it."""
     with (
-        mounted(web_store, folder / "mnt", "--prefetch", "0") as mount,
+        mounted(store, folder / "mnt", "--prefetch", "0", *arguments) as mount,
         running_nginx(folder / "nginx", mount.path) as nginx,
     ):
         mount.wait_for_renderer()
         yield Served(mount, nginx, right)
+
+
+@pytest.fixture(scope="session")
+def served(
+    web_store: Path, right: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
+    """For tests that do not mind what others have read."""
+    with serving(web_store, tmp_path_factory.mktemp("served"), right) as served:
+        yield served

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 import trio
-from example_nginx import running_nginx
-from mounts import mounted, wait_until
-from nginx.conftest import ALMOST_A_PICTURE, ODD_FOLDER, ODD_NAMES, Served
+from mounts import wait_until
+from nginx.conftest import ALMOST_A_PICTURE, ODD_FOLDER, ODD_NAMES, Served, serving
 from nginx.http_client import Answer, ask
 
 CAT = "/art/pictures/010.png"
@@ -25,13 +24,8 @@ def served(
     own_store: Path, right: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Served]:
     """A mount of which nothing was read yet, nor is without being asked for."""
-    folder = tmp_path_factory.mktemp("files")
-    with (
-        mounted(own_store, folder / "mnt", "--prefetch", "0") as mount,
-        running_nginx(folder / "nginx", mount.path) as nginx,
-    ):
-        mount.wait_for_renderer()
-        yield Served(mount, nginx, right)
+    with serving(own_store, tmp_path_factory.mktemp("files"), right) as served:
+        yield served
 
 
 def renders(served: Served) -> int:

@@ -20,7 +20,7 @@ import trio
 from example_nginx import running_nginx
 from latent_files import latent_array
 from mounts import Mount, mounted, wait_until
-from nginx.conftest import Served, rendition_hashes
+from nginx.conftest import Served, rendition_hashes, serving
 from nginx.http_client import Answer, ask, asked
 from rendered_stores import rendered_store
 
@@ -91,11 +91,8 @@ def served(
 ) -> Iterator[Served]:
     """Its cache is too small for all the pictures, so that some stay cold."""
     folder = tmp_path_factory.mktemp("scarce")
-    with (
-        mounted(own_store, folder / "mnt", "--cache", "1M", "--prefetch", "0") as mount,
-        running_nginx(folder / "nginx", mount.path) as nginx,
-    ):
-        yield Served(mount, nginx, right)
+    with serving(own_store, folder, right, "--cache", "1M") as served:
+        yield served
 
 
 @contextlib.contextmanager
