@@ -26,8 +26,7 @@ __all__ = [
     "PackedMetadata",
     "RenderedPicture",
     "add_picture",
-    "job_for_picture",
-    "pack_metadata",
+    "compressed",
 ]
 
 
@@ -73,13 +72,26 @@ class Owner:
     permissions: int = 0o644
 
 
-def job_for_picture(
-    store_path: Path, vae: VaeRecord, framing: Framing, picture: Picture
-) -> RenderJob:
-    """Compress the latent, and the exact one where that is to be compared with.
+def compressed(
+    read: Callable[[], AbstractContextManager[Snapshot]],
+    store_path: Path,
+    vae: VaeRecord,
+    framing: Framing,
+    picture: Picture,
+) -> tuple[RenderJob, PackedMetadata]:
+    """Compress all that is to be stored of a picture; return the job of its render, too.
 
-    Takes tens of milliseconds: to be called in a thread.
+    Takes tens of milliseconds, and up to a second for a megabyte of metadata: to be called in a
+    thread.
+
+    Args:
+        read: opens a view of the store.
     """
+    return _job(store_path, vae, framing, picture), _packed_metadata(read, picture)
+
+
+def _job(store_path: Path, vae: VaeRecord, framing: Framing, picture: Picture) -> RenderJob:
+    """Compress the latent, and the exact one where that is to be compared with."""
     payload = payload_codec.encode(picture.latent)
     reference = b"" if picture.exact is None else payload_codec.encode(picture.exact)
     request = RenderRequest(
@@ -102,16 +114,9 @@ def job_for_picture(
     )
 
 
-def pack_metadata(
+def _packed_metadata(
     read: Callable[[], AbstractContextManager[Snapshot]], picture: Picture
 ) -> PackedMetadata:
-    """Compress the metadata of a picture.
-
-    Takes up to a second a megabyte: to be called in a thread.
-
-    Args:
-        read: opens a view of the store.
-    """
     source = () if picture.metadata is None else pack_blobs(read, [picture.metadata])
     return PackedMetadata(pack_blobs(read, picture.chunks), next(iter(source), None))
 

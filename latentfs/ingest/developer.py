@@ -35,21 +35,19 @@ from latentfs.errors import (
 from latentfs.images.framing import Framing
 from latentfs.ingest.addition import (
     Owner,
-    PackedMetadata,
     RenderedPicture,
     add_picture,
-    job_for_picture,
-    pack_metadata,
+    compressed,
 )
 from latentfs.ingest.copies import CopyFinder
 from latentfs.ingest.discover import Candidate
 from latentfs.ingest.preparation import ImportOptions, Picture, Preparation
 from latentfs.ingest.room import free_name
 from latentfs.latents.taken_apart import TakenApart, take_apart
-from latentfs.render.job_queue import Priority, RenderJob
+from latentfs.render.job_queue import Priority
 from latentfs.render.scheduler import Scheduler
 from latentfs.store.file_transaction import FileTransaction
-from latentfs.store.latent_files import latent_file_parts
+from latentfs.store.latent_files import LatentFileParts, latent_file_parts
 from latentfs.store.live_store import LiveStore
 from latentfs.store.records import Inode, LatentFileContent, VaeRecord
 from latentfs.store.snapshot import PackedBlob, Snapshot
@@ -125,6 +123,18 @@ class _Developed:
     apart: TakenApart
     rest: PackedBlob
     rendered: list[RenderedPicture]
+
+    def check(self) -> None:
+        """Make sure that what is to be stored gives the bytes of the file.
+
+        Decompresses all of it: to be called in a thread.
+
+        Raises:
+            StoreCorruptError, CorruptPayloadError: it does not.
+        """
+        content = LatentFileContent((), self.rest.id, self.apart.offset, self.apart.packed)
+        payloads = [picture.payload for picture in self.rendered]
+        _require(LatentFileParts(content, payloads, self.apart.rest), self.data)
 
 
 class Developer:
@@ -336,6 +346,7 @@ class Developer:
         rendered = [await self._render(picture, vae) for picture in pictures]
         (rest,) = await self._packed(apart.rest)
         developed = _Developed(data, apart, rest, rendered)
+        await trio.to_thread.run_sync(developed.check)
         await self._store.may_change()
         adds_bytes = 4096 + sum(len(picture.payload) for picture in rendered)
         with self._store.change(adds_bytes=adds_bytes, announced=True) as transaction:
@@ -346,13 +357,9 @@ class Developer:
         return is_unchanged
 
     async def _render(self, picture: Picture, vae: VaeRecord) -> RenderedPicture:
-        read = self._store.read_in_thread()
-
-        def compressed() -> tuple[RenderJob, PackedMetadata]:
-            job = job_for_picture(self._store.path, vae, _FRAMING, picture)
-            return job, pack_metadata(read, picture)
-
-        job, metadata = await trio.to_thread.run_sync(compressed)
+        job, metadata = await trio.to_thread.run_sync(
+            compressed, self._store.read_in_thread(), self._store.path, vae, _FRAMING, picture
+        )
         rendition = await self._scheduler.render(job, priority=Priority.IMPORT)
         return RenderedPicture(picture, job.bulk[0], metadata, rendition.report)
 
@@ -365,6 +372,8 @@ class Developer:
         """Add the pictures and keep the file as its latents; return what has lost its last name."""
         orphans = []
         inode = transaction.require(file.ino)
+        digests = [picture.picture.identity.digest for picture in developed.rendered]
+        were_there = any(transaction.payload_of_digest(d) is not None for d in digests)
         owner = Owner(inode.uid, inode.gid, stat.S_IMODE(inode.mode) & 0o666)
         for made in developed.rendered:
             source = msgspec.structs.replace(made.picture.source, developed_in=file.parent_ino)
@@ -388,7 +397,8 @@ class Developer:
         )
         rest, apart = transaction.add_blob(developed.rest), developed.apart
         content = LatentFileContent(payloads, rest, apart.offset, apart.packed)
-        _require_bytes(transaction, content, developed.data)
+        if were_there:  # and may be damaged
+            _require(latent_file_parts(transaction, content), developed.data)
         transaction.make_latent(file.ino, inode, content)
         transaction.note_xattr(file.ino, UNDEVELOPED_XATTR, None)
         return orphans
@@ -410,19 +420,18 @@ async def _released(release: Callable[[int], Awaitable[None]], ino: int) -> None
         log.exception("inode %d, which was replaced, can't be removed", ino)
 
 
-def _require_bytes(transaction: FileTransaction, content: LatentFileContent, data: bytes) -> None:
-    """Make sure that *content* gives the bytes of the file that is to be kept as it.
+def _require(parts: LatentFileParts, data: bytes) -> None:
+    """Make sure that *parts* give *data*, a file whose chunks, all that is left of it, are dropped.
 
-    Payloads and metadata may have been in the store before, and the chunks that are dropped now may
-    be all that is left of the file.  Takes a millisecond or two a megabyte.
+    Takes a millisecond or two a megabyte.
 
     Raises:
-        StoreCorruptError, CorruptPayloadError: it does not.
+        StoreCorruptError, CorruptPayloadError: they do not.
     """
-    if latent_file_parts(transaction, content).put_together() != data:
+    if parts.put_together() != data:
         raise StoreCorruptError(
-            f"payloads {content.payloads} and metadata blob {content.rest.hex()} give other bytes "
-            "than were written; run latentfs fsck"
+            f"payloads {parts.content.payloads} and metadata blob {parts.content.rest.hex()} give "
+            "other bytes than were written; run latentfs fsck"
         )
 
 

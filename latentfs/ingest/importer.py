@@ -18,16 +18,14 @@ import trio
 from latentfs.errors import LatentfsError, NoRendererError, StoreFullError
 from latentfs.ingest.addition import (
     Owner,
-    PackedMetadata,
     RenderedPicture,
     add_picture,
-    job_for_picture,
-    pack_metadata,
+    compressed,
 )
 from latentfs.ingest.conflicts import Conflict, resolve
 from latentfs.ingest.discover import Candidate
 from latentfs.ingest.preparation import ImportOptions, Picture, Preparation
-from latentfs.render.job_queue import Priority, RenderJob
+from latentfs.render.job_queue import Priority
 from latentfs.render.scheduler import Scheduler
 from latentfs.store.store import Store
 from latentfs.store.transaction import Transaction
@@ -148,7 +146,14 @@ class Importer:
         if self._settled_by_conflict(picture):
             return
         try:
-            job, metadata = await trio.to_thread.run_sync(self._compressed, picture)
+            job, metadata = await trio.to_thread.run_sync(
+                compressed,
+                self._store.read,
+                self._store.path,
+                self._vae,
+                picture.identity.framing,
+                picture,
+            )
             rendition = await scheduler.render(job, priority=Priority.IMPORT)
         except NoRendererError:
             raise  # no file after this one fares better
@@ -156,12 +161,6 @@ class Importer:
             self._report(Refused(picture.path, _reason(error, picture.path)))
             return
         await rendered.send(RenderedPicture(picture, job.bulk[0], metadata, rendition.report))
-
-    def _compressed(self, picture: Picture) -> tuple[RenderJob, PackedMetadata]:
-        """Compress all that is to be stored of a picture; takes as long as that is much."""
-        framing = picture.identity.framing
-        job = job_for_picture(self._store.path, self._vae, framing, picture)
-        return job, pack_metadata(self._store.read, picture)
 
     def _settled_by_conflict(self, picture: Picture) -> bool:
         """Whether the picture needs no render: it is there already, or may not replace another."""
