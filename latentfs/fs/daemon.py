@@ -330,7 +330,7 @@ class _Daemon:
             except MountError as error:
                 log.warning("the mount is not ready yet: %s", error)
                 await trio.sleep(_ASK_AGAIN_S)
-            except (OSError, RuntimeError) as error:  # a thread that can't be started, too
+            except (OSError, RuntimeError, MemoryError) as error:  # no process for it, too
                 log.warning("the mount may not be ready yet, it can't be asked: %s", error)
                 return
             else:

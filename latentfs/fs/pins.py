@@ -63,8 +63,9 @@ class Pins:
 
     def _has_room(self, new_bytes: int, now_s: float) -> bool:
         """Make room by taking from idle handles, if it must be; return whether there is enough."""
-        for fh, (_, read_s) in list(self._files.items()):
-            if self._held_bytes + new_bytes <= self._bytes_max or read_s > now_s - _IDLE_S:
-                break
+        while self._files and self._held_bytes + new_bytes > self._bytes_max:
+            fh, (_, read_s) = next(iter(self._files.items()))
+            if read_s > now_s - _IDLE_S:
+                return False
             self.unpin(fh)
         return self._held_bytes + new_bytes <= self._bytes_max

@@ -215,9 +215,11 @@ class Renditions:
             the number of renders that have finished.
         """
         self._is_ending = True
-        due = [flight for flight in self._flights.values() if flight.is_due()]
+        due = []
         for flight in self._flights.values():
-            if flight not in due:
+            if flight.is_due():
+                due.append(flight)
+            else:
                 flight.scope.cancel()
         with trio.move_on_after(wait_s):
             for flight in due:

@@ -123,20 +123,18 @@ class _Place:
 class _Places:
     """So many connections at a time.  A new one takes the place of the oldest that has none kept.
 
-    So those who say nothing, or don't take their answers, are in nobody's way.
+    So those who say nothing, or don't take their answers, are in nobody's way.  There always is
+    one, as only metrics are waited for, by fewer at a time.
     """
 
     def __init__(self) -> None:
         self._taken: dict[_Place, None] = {}
 
     @contextlib.contextmanager
-    def take(self) -> Iterator[_Place | None]:
-        """Have a place while the block runs; None if all are kept."""
+    def take(self) -> Iterator[_Place]:
+        """Have a place while the block runs, which ends early when another takes it."""
         if len(self._taken) >= _CONNECTIONS_MAX:
-            oldest = next((place for place in self._taken if not place.is_kept), None)
-            if oldest is None:
-                yield None
-                return
+            oldest = next(place for place in self._taken if not place.is_kept)
             del self._taken[oldest]
             oldest.scope.cancel()
         place = _Place()
@@ -171,8 +169,7 @@ async def serve_metrics(
         async with stream:
             try:
                 with places.take() as place:
-                    if place is not None:
-                        await _serve(stream, pages, place)
+                    await _serve(stream, pages, place)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 pass
             except Exception:  # the mount outlives whatever a client or a page does
