@@ -149,8 +149,13 @@ class Place:
         os.lchown(self._at(path), uid, gid)
 
     def set_times(self, path: bytes, atime_ns: int, mtime_ns: int) -> object:
-        os.utime(self._at(path), ns=(atime_ns, mtime_ns), follow_symlinks=False)
-        status = os.lstat(self._at(path))
+        # Looked at past the path: a plain folder notes when a link in it was followed.
+        fd = os.open(self._at(path), os.O_PATH | os.O_NOFOLLOW)
+        try:
+            os.utime(self._at(path), ns=(atime_ns, mtime_ns), follow_symlinks=False)
+            status = os.fstat(fd)
+        finally:
+            os.close(fd)
         return status.st_atime_ns, status.st_mtime_ns
 
     def set_times_to_now(self, path: bytes) -> None:

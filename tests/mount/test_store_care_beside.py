@@ -40,7 +40,7 @@ def test_fsck_sees_a_consistent_state(written):
     for _ in range(2):
         done = latentfs("fsck", written.store)
         assert done.stdout == f"{written.store}: no problems\n"
-        assert done.stderr.startswith("note: the store is mounted; what was changed in the last")
+        assert done.stderr.startswith("note: the store is mounted; changes of the last second")
 
 
 def test_backup_is_a_sound_store(written, tmp_path):
