@@ -26,7 +26,7 @@ import click
 __all__ = ["ExampleNginx", "find_nginx", "running_nginx"]
 
 _EXAMPLE = Path(__file__).resolve().parent.parent / "examples/nginx"
-_RELOAD = _EXAMPLE / "reload-nginx.conf"
+_SERVICE = _EXAMPLE / "service-drop-in.conf"
 _END_S = 20.0
 # Where Debian's nginx would otherwise keep them.
 _TEMPORARY = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
@@ -127,8 +127,10 @@ class ExampleNginx:
         os.kill(self._pid(), signal.SIGHUP)
 
     def before_daemon_starts(self) -> None:
-        """Do what reload-nginx.conf has the service do, when the last mount is dead or gone."""
-        found = re.search("^ExecStartPre=-[+]/bin/sh -c '(.*)'$", _RELOAD.read_text(), re.MULTILINE)
+        """Do what service-drop-in.conf has the service do, when the last mount is dead or gone."""
+        found = re.search(
+            "^ExecStartPre=-[+]/bin/sh -c '(.*)'$", _SERVICE.read_text(), re.MULTILINE
+        )
         assert found is not None
         changes = {
             "$$": "$",

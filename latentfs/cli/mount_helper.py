@@ -35,7 +35,6 @@ _REFUSED = {
         ("bind", "rbind", "move"),
         "this is for folders that are mounted already; run mount without -t latentfs",
     ),
-    "nosymfollow": "latentfs can't keep the kernel from following symbolic links",
 }
 
 

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import functools
 import logging
-import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -24,14 +23,13 @@ from latentfs.errors import MountError
 from latentfs.fs.change_follower import follow_changes
 from latentfs.fs.control import serve_control
 from latentfs.fs.fetching import StoreFetch
+from latentfs.fs.kernel_mount import mount
 from latentfs.fs.live_settings import LiveSettings
 from latentfs.fs.memory import MemoryGauge, fit_cache_to_memory
 from latentfs.fs.mountpoint import (
-    FILESYSTEM_TYPE,
     MountEntry,
     check_mountpoint,
     find_mount,
-    may_allow_other,
     resolve_mountpoint,
     unmount_if_stale,
 )
@@ -47,7 +45,6 @@ from latentfs.ingest.developer import Developer
 from latentfs.render.scheduler import open_scheduler
 from latentfs.service.health import Health, SelfRead, feed_watchdog
 from latentfs.service.notify import Notifier
-from latentfs.settings.kernel_options import chosen_options
 from latentfs.settings.mount_settings import MountSettings
 from latentfs.store.daemon_lock import DaemonLock
 from latentfs.store.live_store import open_live_store
@@ -129,13 +126,6 @@ def mount_and_serve(settings: MountSettings, callbacks: Callbacks) -> None:
             lock.release()
 
 
-class _FuseOption(str):
-    """An option for pyfuse3, which takes only ASCII, with a path that may be of any bytes."""
-
-    def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
-        return os.fsencode(str.__str__(self))
-
-
 class _Daemon:
     def __init__(
         self,
@@ -180,7 +170,12 @@ class _Daemon:
         async with self._open_parts() as parts:
             health = self._health(parts)
             async with self._serve_metrics(parts, health) as address:
-                self._mount(parts.operations)
+                self._entry = mount(
+                    parts.operations,
+                    self._mountpoint,
+                    source=self._store.path,
+                    settings=self._settings,
+                )
                 try:
                     report = self._report(parts, health, address)
                     commands: dict[str, Callable[..., dict[str, Any]]] = {
@@ -258,25 +253,6 @@ class _Daemon:
     def _is_mounted(self) -> bool:
         """Whether what is at the mount point is this mount."""
         return self._entry is not None and find_mount(self._mountpoint) == self._entry
-
-    def _mount(self, operations: LatentOperations) -> None:
-        source = str(self._store.path).replace("\\", "\\\\").replace(",", "\\,")
-        subtype = FILESYSTEM_TYPE.removeprefix("fuse.")
-        chosen = chosen_options(self._settings.mount_options, may_allow_other=may_allow_other())
-        fuse_options = {f"fsname={source}", f"subtype={subtype}", *chosen}
-        if self._settings.read_only:
-            fuse_options.add("ro")
-        # As late as this: until then programs get errors of a dead mount, and not an empty folder.
-        unmount_if_stale(self._mountpoint)
-        try:
-            pyfuse3.init(operations, str(self._mountpoint), {*map(_FuseOption, fuse_options)})
-        except RuntimeError as error:
-            raise MountError(
-                f"can't mount on {self._mountpoint} with options {','.join(sorted(chosen))}: "
-                f"{error}; is /dev/fuse there and permitted, and user_allow_other set in "
-                "/etc/fuse.conf where it is needed?"
-            ) from error
-        self._entry = find_mount(self._mountpoint)
 
     async def _serve(self, parts: MountParts, health: Health) -> None:
         self._is_serving = True

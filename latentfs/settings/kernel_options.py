@@ -8,11 +8,19 @@ from collections.abc import Collection, Iterable
 
 from latentfs.settings.values import read_list
 
-__all__ = ["chosen_options", "is_for_the_kernel", "is_for_others", "nearest", "read_options"]
+__all__ = [
+    "NOSYMFOLLOW",
+    "chosen_options",
+    "is_for_others",
+    "is_for_the_kernel",
+    "nearest",
+    "read_options",
+]
 
-# Handed to the kernel as they are.
-_FUSE_FLAGS = frozenset(
-    {"allow_other", "default_permissions", "nodev", "nosuid", "noexec", "noatime"}
+# libfuse does not know it: it is set when the mount is there.
+NOSYMFOLLOW = "nosymfollow"
+_FLAGS = frozenset(
+    {"allow_other", "default_permissions", "nodev", "nosuid", "noexec", "noatime", NOSYMFOLLOW}
 )
 # What takes one of those away that are chosen by default or were given before.
 _UNSET_FLAGS = {
@@ -21,6 +29,7 @@ _UNSET_FLAGS = {
     "suid": "nosuid",
     "exec": "noexec",
     "atime": "noatime",
+    "symfollow": NOSYMFOLLOW,
 }
 # Defaults, which change nothing here, and what only mount(8), fstab and systemd act on.
 _IGNORED = frozenset(
@@ -41,7 +50,6 @@ _IGNORED = frozenset(
         "noiversion",
         "mand",
         "nomand",
-        "symfollow",
         "silent",
         "loud",
         "auto",
@@ -64,7 +72,7 @@ _ALWAYS = frozenset({"default_permissions", "nodev", "nosuid"})
 
 def is_for_the_kernel(option: str) -> bool:
     """Whether the option may stand in the setting ``mount_options``."""
-    return option in _FUSE_FLAGS or option in _UNSET_FLAGS
+    return option in _FLAGS or option in _UNSET_FLAGS
 
 
 def is_for_others(option: str) -> bool:
@@ -92,14 +100,14 @@ def read_options(value: object) -> tuple[str, ...]:
     options = tuple(option for option in read_list(value) if not is_for_others(option))
     for option in options:
         if not is_for_the_kernel(option):
-            known = sorted(_FUSE_FLAGS | set(_UNSET_FLAGS))
+            known = sorted(_FLAGS | set(_UNSET_FLAGS))
             hint = nearest(option, known) or f"; there are {', '.join(known)}"
             raise ValueError(f"mount option {option!r} is not known{hint}")
     return options
 
 
 def chosen_options(options: Collection[str], *, may_allow_other: bool) -> frozenset[str]:
-    """Return what libfuse is given for *options*, later ones before earlier ones.
+    """Return what is in force with *options*, later ones before earlier ones.
 
     ``dev`` and ``suid`` are among that only for root: others may not have them.
     """

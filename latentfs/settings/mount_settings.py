@@ -76,7 +76,8 @@ class MountSettings:
         kernel_options.read_options,
         "",
         "OPT,...",
-        "Options for the kernel: allow_other, noallow_other, dev, suid, noexec, noatime.",
+        "Options for the kernel: allow_other, noallow_other, dev, suid, noexec, noatime, "
+        "nosymfollow.",
     )
     read_only: bool = _setting(
         "read_only", values.yes_or_no, False, "yes|no", "Allow no changes through the mount."

@@ -1,4 +1,7 @@
-"""Where settings come from: a file, the environment, the command line; the last one counts."""
+"""Where settings come from: a file, the environment, the command line.
+
+The last one counts; options for the kernel add up.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,6 @@ from typing import Any
 from latentfs.errors import InvalidArgumentError
 from latentfs.settings.kernel_options import is_for_others, is_for_the_kernel, nearest
 from latentfs.settings.mount_settings import SETTINGS, MountSettings, Setting
-from latentfs.settings.values import read_list
 
 __all__ = ["GIVEN_AS_OPTION", "ResolvedSettings", "SettingSources", "given_by_mount_options"]
 
@@ -48,8 +50,7 @@ class SettingSources:
     Attributes:
         file: the settings file; None for the first that is there of those it is looked for in.
         given: values of the command line by setting name.
-        given_as: how each of them was written there: a flag such as ``--cache``, or ``-o``, whose
-            options for the kernel add to those of file and environment.
+        given_as: how each of them was written there: a flag such as ``--cache``, or ``-o``.
         environment: variables, as of ``os.environ``.
     """
 
@@ -155,19 +156,19 @@ def _of_environment(environment: Mapping[str, str]) -> dict[str, tuple[object, s
 def _added_to_options(
     found: Mapping[str, tuple[object, str]], source: Mapping[str, tuple[object, str]]
 ) -> dict[str, tuple[object, str]]:
-    """Return *source*, its mount options behind those *found* before if they come from ``-o``.
+    """Return *source*, its mount options behind those *found* before.
 
-    There each stands for itself, and takes back no more than its opposite.
+    Each stands for itself, and takes back no more than its opposite.
 
     Raises:
         InvalidArgumentError: those found before can't be used.
     """
-    value, origin = source.get(_OPTIONS, ("", ""))
     before, origin_before = found[_OPTIONS]
-    if origin != GIVEN_AS_OPTION or not before:
+    if _OPTIONS not in source or not before:
         return dict(source)
-    options = _read(_BY_NAME[_OPTIONS], before, origin_before)
-    both = [*options, *read_list(value)]
+    value, origin = source[_OPTIONS]
+    setting = _BY_NAME[_OPTIONS]
+    both = [*_read(setting, before, origin_before), *_read(setting, value, origin)]
     return {**source, _OPTIONS: (both, f"{origin_before}, {origin}")}
 
 

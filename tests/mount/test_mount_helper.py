@@ -236,7 +236,11 @@ def test_a_user_mounts_and_unmounts_by_fstab_and_root_mounts_for_a_user(
     wait_for_end(place / "art.lfs")
 
     options = "setuid=nobody,noallow_other"
-    namespace.run("mount", "-t", "latentfs", "/mnt/art.lfs", mountpoint, "-o", options)
+    mount = ("mount", "-t", "latentfs", "/mnt/art.lfs", mountpoint, "-o")
+    refused = namespace.run(*mount, f"{options},nosymfollow", check=False)
+    assert (refused.returncode, "a daemon that runs as root" in refused.stderr) == (32, True)
+    assert namespace.options_of(mountpoint) == set()
+    namespace.run(*mount, options)
     uid = (Path("/proc") / str(daemon_pid(place / "art.lfs")) / "status").stat().st_uid
     assert f"user_id={uid}" in namespace.options_of(mountpoint)
     assert uid != 0

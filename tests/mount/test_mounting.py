@@ -384,6 +384,29 @@ def test_unknown_mount_options(store: Path, tmp_path: Path) -> None:
     assert "colour=blue" in done.stderr
 
 
+def answer_of_following(link: Path) -> int | None:
+    try:
+        link.read_bytes()
+    except OSError as error:
+        return error.errno
+    return None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may have the kernel refuse links")
+def test_with_nosymfollow_links_can_be_read_but_lead_nowhere(store: Path, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("outside")
+    for option, answer in (("symfollow", None), ("nosymfollow", errno.ELOOP)):
+        with mounted(store, tmp_path / "mnt", "-o", option) as mount:
+            link, folder = mount.path / option, mount.path / f"{option}-folder"
+            link.symlink_to(tmp_path / "text")
+            folder.symlink_to("pictures")
+            assert answer_of_following(link) == answer
+            assert answer_of_following(folder / "000.png") == answer
+            assert link.readlink() == tmp_path / "text"
+            assert {option, folder.name} < set(os.listdir(mount.path))
+            assert (mount.path / "pictures" / "000.png").read_bytes()
+
+
 def test_an_import_beside_the_mount_shows(mount: Mount, tmp_path: Path) -> None:
     path = mount.path / "pictures" / "000.png"
     before = path.read_bytes()

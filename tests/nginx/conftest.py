@@ -118,9 +118,13 @@ def own_store(web_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @contextlib.contextmanager
 def serving(store: Path, folder: Path, right: dict[str, str], *arguments: str) -> Iterator[Served]:
-    """A mount with a warm renderer, which renders nothing ahead, and nginx in front of it."""
+    """A mount with a warm renderer, which renders nothing ahead, and nginx in front of it.
+
+    With the option that the service's drop-in gives it, where that is permitted.
+    """
+    options = ("-o", "nosymfollow") if os.geteuid() == 0 else ()
     with (
-        mounted(store, folder / "mnt", "--prefetch", "0", *arguments) as mount,
+        mounted(store, folder / "mnt", "--prefetch", "0", *options, *arguments) as mount,
         running_nginx(folder / "nginx", mount.path) as nginx,
     ):
         mount.wait_for_renderer()

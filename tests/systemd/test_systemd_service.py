@@ -11,6 +11,7 @@ from mounts import latentfs, wait_until
 from systemd.conftest import PICTURES, Service
 from systemd_machine import Machine
 
+_NGINX_DROP_IN = Path(__file__).resolve().parents[2] / "examples/nginx/service-drop-in.conf"
 _BACK_WITHIN_S = 5.0
 _STOPPED_WITHIN_S = 5.0
 _WEB_SERVER = """[Service]
@@ -160,6 +161,18 @@ def test_a_daemon_that_hangs_is_replaced(machine: Machine, idle_store: Path) -> 
     assert machine.run("ls", idle.mountpoint).returncode == 0
     assert "Fatal Python error: Aborted" in machine.log  # and where it was
     machine.systemctl("stop", idle.unit)
+
+
+def test_with_the_drop_in_for_nginx_links_are_not_followed(
+    machine: Machine, idle_store: Path
+) -> None:
+    web = Service(machine, "web", idle_store, idle_store.with_name("web"))
+    web.set_up(mount_options="noexec")
+    web.drop_in(_NGINX_DROP_IN.read_text())
+    web.start()
+    options = machine.run("findmnt", "-n", "-o", "OPTIONS", web.mountpoint).stdout.strip()
+    assert {"nosymfollow", "noexec", "nosuid", "nodev"} <= set(options.split(","))
+    machine.systemctl("stop", web.unit)
 
 
 def test_a_user_mounts_a_store_with_the_users_own_systemd(

@@ -15,7 +15,7 @@ FROM_MOUNT = (
 # What it keeps for itself, and others that run helpers might not.
 KEPT_BY_MOUNT = (
     "defaults,auto,noauto,nouser,nousers,owner,noowner,group,nogroup,comment=pictures,loud,async,"
-    "noiversion,nomand,symfollow,diratime,norelatime,nostrictatime,nolazytime,"
+    "noiversion,nomand,diratime,norelatime,nostrictatime,nolazytime,"
     "x-systemd.automount,x-systemd.requires-mounts-for=/var,x-gvfs-hide,X-mount.mkdir=0755"
 )
 
@@ -32,7 +32,6 @@ def test_what_is_for_mount_fstab_and_systemd_changes_nothing() -> None:
     [
         "remount",
         "bind",
-        "nosymfollow",
         "uid=0",
         "users=anna",
         "userx",
@@ -61,7 +60,11 @@ def test_later_options_count_before_earlier_ones_and_defaults() -> None:
     both = read_options("noallow_other,dev,suid,noexec,nodev")
     chosen = chosen_options(both, may_allow_other=True)
     assert chosen - {"suid"} == safe - {"nosuid"} | {"noexec"}
-    for taken_back, option in (("exec", "noexec"), ("atime", "noatime")):
+    for taken_back, option in (
+        ("exec", "noexec"),
+        ("atime", "noatime"),
+        ("symfollow", "nosymfollow"),
+    ):
         assert option in chosen_options((taken_back, option), may_allow_other=False)
         assert chosen_options((option, taken_back), may_allow_other=False) == safe
 

@@ -187,7 +187,7 @@ def options_of(file: Path, options: str, *, environment: dict[str, str] | None =
     ).resolve()
 
 
-def test_options_for_the_kernel_add_to_those_of_the_file(tmp_path):
+def test_options_for_the_kernel_add_to_those_of_file_and_environment(tmp_path):
     file = tmp_path / "art.toml"
     file.write_text('mount_options = ["noallow_other", "noexec"]\n')
     resolved = options_of(file, "nosuid,exec")
@@ -202,8 +202,8 @@ def test_options_for_the_kernel_add_to_those_of_the_file(tmp_path):
     assert options_of(file, "cache=1G").origins["mount_options"] == str(file)
     variable = {"LATENTFS_MOUNT_OPTIONS": "noatime"}
     resolved = options_of(file, "nosuid", environment=variable)
-    assert resolved.settings.mount_options == ("noatime", "nosuid")
-    assert resolved.origins["mount_options"] == "LATENTFS_MOUNT_OPTIONS, -o"
+    assert resolved.settings.mount_options == ("noallow_other", "noexec", "noatime", "nosuid")
+    assert resolved.origins["mount_options"] == f"{file}, LATENTFS_MOUNT_OPTIONS, -o"
     assert options_of(Path("/dev/null"), "nosuid").origins["mount_options"] == "-o"
 
 

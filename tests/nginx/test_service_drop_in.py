@@ -1,4 +1,4 @@
-"""examples/nginx/reload-nginx.conf under a real systemd."""
+"""examples/nginx/service-drop-in.conf under a real systemd."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from mounts import wait_until
 from systemd_machine import systemd_machine, why_there_is_no_machine
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "examples/nginx/reload-nginx.conf"
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples/nginx/service-drop-in.conf"
 # Ordered as the real ones are.  Starts only with the file that nginx is to read.
 DAEMON = """[Unit]
 Before=nginx.service
