@@ -17,7 +17,7 @@ from latentfs.fs.mountpoint import (
     resolve_mountpoint,
 )
 from latentfs.store.daemon_lock import DaemonLock
-from latentfs.store.store import SETTINGS_NAME
+from latentfs.store.mark import is_marked
 
 __all__ = ["PLACE", "FilePlace", "file_place", "store_of", "why_no_answer"]
 
@@ -64,7 +64,7 @@ def store_of(where: Path) -> Path:
     mount = find_mount(where)
     if mount is not None and mount.type == FILESYSTEM_TYPE:
         return Path(mount.source)
-    if mount is None and not (where / SETTINGS_NAME).exists():
+    if mount is None and not is_marked(where):
         raise StoreNotFoundError(f"{where} is neither a latentfs store nor a mount point of one")
     return Path(os.path.abspath(where))
 
@@ -103,7 +103,7 @@ def file_place(file: str) -> FilePlace:
     if found is not None:
         return found
     store, colon, inside = file.partition(":/")
-    if colon and (Path(store) / SETTINGS_NAME).exists():
+    if colon and is_marked(Path(store)):
         return FilePlace(Path(os.path.abspath(store)), os.fsencode(inside))
     raise PathError(
         "it is not in a mount of latentfs; name a file of a store that is not mounted as "

@@ -57,8 +57,8 @@ def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "mount_options",
             multiple=True,
             metavar="OPT,...",
-            help="Mount options: ro, allow_other, noallow_other, dev, suid, noexec, noatime, and "
-            "settings as NAME=VALUE.",
+            help="Mount options: ro, allow_other, noallow_other, dev, suid, noexec, noatime, "
+            "nosymfollow, and settings as NAME=VALUE.",
         ),
         *(_flag(setting) for setting in SETTINGS if setting.name not in _NOT_FLAGS),
         click.option("--verbose", "-v", is_flag=True, help="The same as --log-level info."),

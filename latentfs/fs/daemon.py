@@ -36,6 +36,7 @@ from latentfs.fs.mountpoint import (
 from latentfs.fs.operations import LatentOperations
 from latentfs.fs.parts import MountParts
 from latentfs.fs.prefetch import SequenceDetector
+from latentfs.fs.reloading import Reloader, setters_of
 from latentfs.fs.renditions import PictureCache, open_renditions
 from latentfs.fs.status import StatusReport
 from latentfs.fs.tuning import MAX_BACKGROUND, tune
@@ -77,7 +78,6 @@ _ENDING_S = 60.0
 _DRAIN_S = 2.0
 _ANSWERS_S = 0.3
 _ASK_AGAIN_S = 1.0
-_REOPEN_MAX_S = 10.0
 # A self-read that waits behind readers may take as long as they do, and this much more.
 _LATE_AFTER_S = 20.0
 
@@ -144,10 +144,9 @@ class _Daemon:
         self._entry: MountEntry | None = None
         self._opening = trio.CancelScope()
         self._is_serving = False
-        self._hangup = trio.Event()
+        self._reloader = Reloader(callbacks.log_output, notifier, is_ready=lambda: self._is_tuned)
         self._told_to_end = trio.Event()
         self._draining = trio.CancelScope()
-        self._reopening = trio.CapacityLimiter(1)
 
     async def run(self) -> None:
         # From before the mount on: a signal that came without it would leave a dead one behind.
@@ -256,7 +255,11 @@ class _Daemon:
 
     async def _serve(self, parts: MountParts, health: Health) -> None:
         self._is_serving = True
-        live = self._live_settings(parts)
+        live = LiveSettings(
+            self._settings,
+            reread=self._callbacks.reread or (lambda: self._settings),
+            on_change=setters_of(parts, self._callbacks.log_output),
+        )
         fit_cache = functools.partial(
             fit_cache_to_memory,
             parts.cache,
@@ -267,7 +270,7 @@ class _Daemon:
             nursery.start_soon(fit_cache)
             if self._settings.develop and not self._settings.read_only:
                 nursery.start_soon(parts.developer.run)
-            nursery.start_soon(self._reload_when_told, live)
+            nursery.start_soon(self._reloader.run, live)
             nursery.start_soon(self._end_when_told, parts)
             nursery.start_soon(follow_changes, self._store)
             nursery.start_soon(self._become_ready, parts, health)
@@ -318,7 +321,7 @@ class _Daemon:
         """Take signals, also while the store is being opened; what they ask for others do."""
         async for number in signals:
             if number == signal.SIGHUP and self._callbacks.reread is not None:
-                self._hangup.set()
+                self._reloader.tell()
                 continue
             log.info("%s: unmounting %s", signal.Signals(number).name, self._mountpoint)
             if self._told_to_end.is_set():
@@ -342,54 +345,6 @@ class _Daemon:
                 await trio.sleep(_ANSWERS_S)
         parts.renditions.abort()
         pyfuse3.terminate()
-
-    async def _reload_when_told(self, live: LiveSettings) -> None:
-        while True:
-            await self._hangup.wait()
-            self._hangup = trio.Event()
-            await self._reload(live)
-
-    async def _reload(self, live: LiveSettings) -> None:
-        # What ends with READY=1 would tell of a mount that is not ready yet.
-        is_told = self._is_tuned
-        if is_told:
-            self._notifier.reloading()
-        try:
-            await self._reopen_log()
-            await live.reload()
-        except Exception:  # whatever is wrong with a file, the mount goes on
-            log.exception("the reload failed unexpectedly")
-        if is_told:
-            self._notifier.ready()
-
-    async def _reopen_log(self) -> None:
-        """Open the log file anew; a thread for which that takes too long is left behind."""
-        with trio.move_on_after(_REOPEN_MAX_S) as opening:
-            await trio.to_thread.run_sync(
-                self._callbacks.log_output.reopen, abandon_on_cancel=True, limiter=self._reopening
-            )
-        if opening.cancelled_caught:
-            log.error("the log file stays as it was: opening it takes over %g s", _REOPEN_MAX_S)
-
-    def _live_settings(self, parts: MountParts) -> LiveSettings:
-        def set_render_timeout(timeout_s: float) -> None:
-            parts.scheduler.render_timeout_s = timeout_s
-            parts.renditions.render_timeout_s = timeout_s
-
-        def set_slow_read(threshold_s: float) -> None:
-            parts.operations.activity.slow_reads.threshold_s = threshold_s
-
-        return LiveSettings(
-            self._settings,
-            reread=self._callbacks.reread or (lambda: self._settings),
-            on_change={
-                "pixel_share": parts.cache.divide,
-                "render_timeout": set_render_timeout,
-                "prefetch": parts.detector.limit,
-                "slow_read": set_slow_read,
-                "log_level": self._callbacks.log_output.set_level,
-            },
-        )
 
     # What is told
 

@@ -16,16 +16,13 @@ from latentfs.errors import (
     StoreFullError,
     VaeCorruptError,
 )
+from latentfs.store.disk import is_full_disk, sync_directory
+from latentfs.store.environment import rows_of_copy
+from latentfs.store.mark import MARK_NAME, write_mark
+from latentfs.store.new_folder import PRIVATE_MODE
 from latentfs.store.records import Totals, VaeRecord
 from latentfs.store.snapshot import Snapshot
-from latentfs.store.store import (
-    PRIVATE_MODE,
-    SETTINGS_NAME,
-    Store,
-    is_full_disk,
-    rows_of_copy,
-    sync_directory,
-)
+from latentfs.store.store import Store
 from latentfs.store.vae_files import file_in, vae_folder, verify
 
 __all__ = ["Backup", "back_up"]
@@ -93,7 +90,7 @@ def _copy(store: Store, target: Path) -> Backup:
             damaged.append(f"VAE {name!r}: {error}")
     for folder in (target / "vae", database.parent, target):
         sync_directory(folder)
-    _write_mark((store.path / SETTINGS_NAME).read_bytes(), target)
+    write_mark(target, (store.path / MARK_NAME).read_bytes())
     size_bytes = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     return Backup(totals, size_bytes, tuple(damaged))
 
@@ -142,20 +139,3 @@ def _blocks(path: Path) -> Iterator[bytes]:
         raise VaeCorruptError(
             f"VAE file {path} can't be read ({error.strerror}); add the VAE again"
         ) from error
-
-
-def _write_mark(settings: bytes, target: Path) -> None:
-    new = target / (SETTINGS_NAME + ".new")
-    new.write_bytes(settings)
-    _sync_file(new)
-    new.rename(target / SETTINGS_NAME)
-    sync_directory(target)
-    sync_directory(target.parent)
-
-
-def _sync_file(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -18,10 +18,12 @@ import msgspec
 
 from latentfs.errors import StoreCorruptError, StoreError, StoreFullError
 from latentfs.store import tables
+from latentfs.store.disk import sync_directory
+from latentfs.store.environment import rows_of_copy
 from latentfs.store.records import LatentContent
 from latentfs.store.rows import Rows
 from latentfs.store.snapshot import Decoders, Snapshot
-from latentfs.store.store import Store, rows_of_copy, sync_directory
+from latentfs.store.store import Store
 
 __all__ = ["Compaction", "compact"]
 

@@ -3,8 +3,8 @@
 ::
 
     STORE/
-        latentfs.toml   format version and when it was made; the mark of a store
-        lmdb/           the LMDB environment (:mod:`latentfs.store.tables`)
+        latentfs.toml   the mark of a store (:mod:`latentfs.store.mark`)
+        lmdb/           the LMDB environment (:mod:`latentfs.store.environment`)
         vae/<id>/       verified copies of the VAEs (:mod:`latentfs.store.vae_files`)
         daemon.lock     held by the daemon that has the store mounted
         control.sock    that daemon's control socket
@@ -17,29 +17,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import os
-import shutil
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 import lmdb
-import msgspec
-import tomli_w
 
-from latentfs.errors import (
-    StoreCorruptError,
-    StoreError,
-    StoreExistsError,
-    StoreFullError,
-    StoreNotFoundError,
-    StoreVersionError,
-)
+from latentfs.errors import StoreCorruptError, StoreError, StoreFullError
 from latentfs.store import chunks, tables
-from latentfs.store.owned_files import make_file
+from latentfs.store.disk import is_full_disk, sync_directory
+from latentfs.store.environment import READERS_MAX, open_environment, open_migrated_environment
+from latentfs.store.mark import check_format_version, new_mark, write_mark
+from latentfs.store.new_folder import claim_folder, not_made, remove_half_made
 from latentfs.store.records import Totals
 from latentfs.store.rows import Layer, StoredRows
 from latentfs.store.snapshot import Snapshot
@@ -47,33 +38,9 @@ from latentfs.store.transaction import Transaction
 from latentfs.store.use_lock import UseLock
 from latentfs.store.writer_lock import WriterLock
 
-__all__ = [
-    "FORMAT_VERSION",
-    "PRIVATE_MODE",
-    "SETTINGS_NAME",
-    "Store",
-    "StoreStatistics",
-    "rows_of_copy",
-]
+__all__ = ["Store", "StoreStatistics"]
 
-log = logging.getLogger(__name__)
-
-FORMAT_VERSION = 1
-SETTINGS_NAME = "latentfs.toml"
-# Of a new store's folder: the database holds the bytes of files that a mount shows to some only.
-PRIVATE_MODE = 0o700
-# Only address space: the file grows by what is written.  Large enough never to be reached.
-_MAP_BYTES = 4 << 40
-# Transactions under way at a time, in all processes.
-_READERS_MAX = 2048
-_READER_SLOT_BYTES = 64
 _META_PAGES = 2
-_FULL_DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT}
-_NEARLY_FULL_BYTES = 1 << 20
-_WHY_NOT_MADE = {
-    errno.EACCES: "this user may not write there; choose another folder, or run as one who may",
-    errno.EROFS: "it would be on a read-only file system; choose another place",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +90,12 @@ class Store:
             StoreLockedError: another process makes one there now.
             StoreFullError: the disk is full; what was made is removed again.
         """
-        use, made_directory = _claimed_folder(path)
+        use, made_directory = claim_folder(path)
         try:
             return cls._create_in(path, use)
         except BaseException as error:
-            told = _not_made(path, error) if isinstance(error, (OSError, lmdb.Error)) else None
-            _remove_half_made(path, also_directory=made_directory)
+            told = not_made(path, error) if isinstance(error, (OSError, lmdb.Error)) else None
+            remove_half_made(path, also_directory=made_directory)
             use.release()
             if told is not None:
                 raise told from error
@@ -138,20 +105,13 @@ class Store:
     def _create_in(cls, path: Path, use: UseLock) -> Store:
         (path / "lmdb").mkdir()
         (path / "vae").mkdir()
-        env = _open_environment(path, writable=True, create=True)
+        env = open_environment(path, writable=True, create=True)
         try:
             store = cls(path, env, use, create=True)
             with store.write() as transaction:
                 transaction.create_tables(uid=os.getuid(), gid=os.getgid())
             sync_directory(path / "lmdb")
-            settings = path / (SETTINGS_NAME + ".new")
-            with settings.open("wb") as file:
-                tomli_w.dump({"format_version": FORMAT_VERSION}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            settings.rename(path / SETTINGS_NAME)
-            sync_directory(path)
-            sync_directory(path.parent)
+            write_mark(path, new_mark())
         except BaseException:
             env.close()
             raise
@@ -167,7 +127,7 @@ class Store:
             StoreLockedError: its database is being replaced.
             StoreCorruptError: its settings or its LMDB environment can't be read.
         """
-        _check_format_version(path)
+        check_format_version(path)
         try:
             use = UseLock(path)
             try:
@@ -193,12 +153,8 @@ class Store:
 
     @classmethod
     def _open_with(cls, path: Path, use: UseLock, *, writable: bool) -> Store:
-        env = _open_environment(path, writable=writable)
+        env = open_migrated_environment(path, writable=writable)
         try:
-            if _schema_version(path, env) < tables.SCHEMA_VERSION:
-                env.close()
-                _migrate(path)
-                env = _open_environment(path, writable=writable)
             return cls(path, env, use)
         except BaseException:
             env.close()
@@ -229,7 +185,7 @@ class Store:
                     rows.end()
         except lmdb.ReadersFullError as error:
             raise StoreError(
-                f"the store {self.path} is read by {_READERS_MAX} others at this moment; try again"
+                f"the store {self.path} is read by {READERS_MAX} others at this moment; try again"
             ) from error
         except lmdb.Error as error:
             raise StoreCorruptError(
@@ -379,223 +335,6 @@ class Store:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-@contextlib.contextmanager
-def rows_of_copy(path: Path) -> Iterator[StoredRows]:
-    """The rows of a database file that belongs to no store yet.
-
-    Raises:
-        StoreCorruptError: it can't be read.
-    """
-    try:
-        with lmdb.open(
-            os.fsencode(path),  # of a text it takes UTF-8 alone
-            subdir=False,
-            readonly=True,
-            lock=False,
-            map_size=_MAP_BYTES,
-            max_dbs=len(tables.TABLES),
-        ) as env:
-            dbs = {name: env.open_db(name.encode(), create=False) for name in tables.TABLES}
-            with env.begin(buffers=True) as txn:
-                yield StoredRows(txn, dbs)
-    except lmdb.Error as error:
-        raise StoreCorruptError(f"the copy {path} can't be read: {error}") from error
-
-
-def _open_environment(path: Path, *, writable: bool, create: bool = False) -> lmdb.Environment:
-    folder = path / "lmdb"
-    if not create and not (folder / "data.mdb").stat().st_size:
-        raise StoreCorruptError(f"{folder / 'data.mdb'} is empty; restore it from a backup")
-    _reserve_lock_file(folder / "lock.mdb")
-    env = lmdb.open(
-        os.fsencode(folder),  # of a text it takes UTF-8 alone
-        readonly=not writable,
-        create=create,
-        map_size=_MAP_BYTES,
-        max_dbs=len(tables.TABLES),
-        max_readers=_READERS_MAX,
-        # Payloads and chunks are runs of pages.  Without it each page is a wait for the disk of its
-        # own: a cold read of 256 MiB went at 21 MiB/s instead of 687.
-        readahead=True,
-        meminit=False,
-    )
-    # Pages that a killed reader saw would never be used again.
-    env.reader_check()
-    _restore_length(folder / "data.mdb", (env.info()["last_pgno"] + 1) * tables.PAGE_BYTES)
-    return env
-
-
-def _restore_length(path: Path, needed_bytes: int) -> None:
-    """Make a database file that was cut short as long as its map again.
-
-    What is missing then reads as zeros, which LMDB calls corrupt; reading the map past the end of
-    the file would be a bus error, and the end of the daemon.  Never shortens, unlike truncate: a
-    writer may have made the file longer meanwhile.
-    """
-    if path.stat().st_size >= needed_bytes:
-        return
-    log.info("%s is shorter than its map; making it %d bytes long", path, needed_bytes)
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.posix_fallocate(fd, needed_bytes - 1, 1)
-    finally:
-        os.close(fd)
-
-
-def _reserve_lock_file(path: Path) -> None:
-    """Give the lock file its disk blocks: LMDB maps it, so a full disk would be a bus error.
-
-    An existing one is left alone, as closing a descriptor of it drops this process's locks on it.
-    """
-    try:
-        fd = make_file(path)
-    except (FileExistsError, PermissionError):
-        return
-    except OSError as error:
-        if error.errno == errno.EROFS:  # LMDB needs no lock file then
-            return
-        raise
-    try:
-        # LMDB's own head takes the room of two slots.
-        os.posix_fallocate(fd, 0, (_READERS_MAX + 2) * _READER_SLOT_BYTES)
-    except OSError:
-        path.unlink()
-        raise
-    finally:
-        os.close(fd)
-
-
-def _schema_version(path: Path, env: lmdb.Environment) -> int:
-    catalog = env.open_db(b"catalog", create=False)
-    with env.begin(db=catalog) as txn:
-        value = txn.get(b"schema")
-    try:
-        version = msgspec.msgpack.decode(value or b"", type=int)
-    except msgspec.MsgspecError as error:
-        raise StoreCorruptError(
-            f"the schema version of the store {path} can't be read: {error}"
-        ) from error
-    if version > tables.SCHEMA_VERSION:
-        raise _newer("schema", version, tables.SCHEMA_VERSION, path)
-    return version
-
-
-def _migrate(path: Path) -> None:
-    with _open_environment(path, writable=True) as env, env.begin(write=True) as txn:
-        # Under the write lock: another process may have migrated it meanwhile.
-        dbs = {name: env.open_db(name.encode(), txn) for name in tables.TABLES}
-        older = msgspec.msgpack.decode(txn.get(b"schema", db=dbs["catalog"]) or b"", type=int)
-        for version in range(older, tables.SCHEMA_VERSION):
-            tables.MIGRATIONS[version](txn, dbs)
-        current = msgspec.msgpack.encode(tables.SCHEMA_VERSION)
-        txn.put(b"schema", current, db=dbs["catalog"])
-
-
-def _check_format_version(path: Path) -> None:
-    settings_path = path / SETTINGS_NAME
-    try:
-        settings = tomllib.loads(settings_path.read_text("utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise StoreNotFoundError(
-            f"there is no latentfs store at {path} (no {SETTINGS_NAME} in it); "
-            "make one with latentfs init"
-        ) from None
-    except OSError as error:
-        raise StoreError(f"the store {path} can't be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise StoreCorruptError(f"{settings_path} can't be read: {error}") from error
-    version = settings.get("format_version")
-    if type(version) is not int or version < 1:
-        raise StoreCorruptError(f"{settings_path} has no format_version")
-    if version > FORMAT_VERSION:
-        raise _newer("format", version, FORMAT_VERSION, path)
-
-
-def _newer(what: str, version: int, known: int, path: Path) -> StoreVersionError:
-    return StoreVersionError(
-        f"the store {path} has {what} version {version}, this latentfs knows versions up to "
-        f"{known}; use a newer latentfs"
-    )
-
-
-def _claimed_folder(path: Path) -> tuple[UseLock, bool]:
-    """Return the lock on the empty folder of a new store, and whether this has made the folder.
-
-    Of all that find it empty one gets the lock.  So whatever is in it later was made by that one,
-    which may remove it again.
-    """
-    try:
-        made = _make_directory(path)
-        use = UseLock(path, alone=True)
-        try:
-            _require_empty(path)
-            use.share()
-        except BaseException:
-            use.release()
-            raise
-    except OSError as error:
-        raise _not_made(path, error) from error
-    return use, made
-
-
-def _make_directory(path: Path) -> bool:
-    """Make the folder of a new store; return False where there is an empty one."""
-    try:
-        path.mkdir(PRIVATE_MODE, parents=True)
-    except FileExistsError:
-        _require_empty(path)
-        return False
-    return True
-
-
-def _require_empty(path: Path) -> None:
-    if not path.is_dir() or any(path.iterdir()):
-        what = "a store" if (path / SETTINGS_NAME).exists() else "something"
-        raise StoreExistsError(f"there is {what} at {path} already; choose another path")
-
-
-def _not_made(path: Path, error: OSError | lmdb.Error) -> StoreError:
-    if is_full_disk(error, path):
-        return StoreFullError(f"no space left to make a store at {path}")
-    known = _WHY_NOT_MADE.get(getattr(error, "errno", None) or 0)
-    reason = known or f"{getattr(error, 'strerror', None) or error}; choose another place"
-    return StoreError(f"can't make a store at {path}: {reason}")
-
-
-def _remove_half_made(path: Path, *, also_directory: bool) -> None:
-    for name in ("lmdb", "vae"):
-        shutil.rmtree(path / name, ignore_errors=True)
-    with contextlib.suppress(OSError):
-        for name in (SETTINGS_NAME, SETTINGS_NAME + ".new", "writer.lock"):
-            (path / name).unlink(missing_ok=True)
-        if also_directory:
-            path.rmdir()
-
-
-def is_full_disk(error: OSError | lmdb.Error, path: Path) -> bool:
-    """Whether *error*, of a write below *path*, says that the disk is full."""
-    if isinstance(error, OSError):
-        return error.errno in _FULL_DISK_ERRNOS
-    if isinstance(error, (lmdb.MapFullError, lmdb.DiskError)):
-        return True
-    # LMDB calls a write that was cut short EIO; the part that was written has filled the disk up.
-    return os.strerror(errno.EIO) in str(error) and _free_bytes(path) < _NEARLY_FULL_BYTES
-
-
-def _free_bytes(path: Path) -> int:
-    status = os.statvfs(path)
-    return status.f_bavail * status.f_frsize
-
-
-def sync_directory(path: Path) -> None:
-    """Make the entries of a directory durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _pages(txn: lmdb.Transaction, db: lmdb._Database | None) -> int:

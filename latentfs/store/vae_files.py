@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from latentfs.errors import PathError, StoreError, StoreFullError, VaeCorruptError, VaeError
+from latentfs.store.disk import is_full_disk, sync_directory
 from latentfs.store.records import VaeFile
 from latentfs.store.snapshot import check_name
-from latentfs.store.store import is_full_disk, sync_directory
 
 __all__ = ["VaeSource", "copied_into_store", "file_in", "open_vae_folder", "vae_folder", "verify"]
 

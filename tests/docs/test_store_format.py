@@ -8,7 +8,7 @@ import pytest
 
 from latentfs.images.framing import Framing
 from latentfs.latents.recipe import Recipe
-from latentfs.store import records, store, tables
+from latentfs.store import mark, records, tables
 from latentfs.store.fsck import CHECKS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "store-format.md").read_text("utf-8")
@@ -29,7 +29,7 @@ def _names(cell: str) -> list[str]:
 def test_versions_are_those_of_the_code() -> None:
     said = re.search(r"Format version (\d+), schema version\s+(\d+), payload", PAGE)
     assert said is not None
-    assert (int(said[1]), int(said[2])) == (store.FORMAT_VERSION, tables.SCHEMA_VERSION)
+    assert (int(said[1]), int(said[2])) == (mark.FORMAT_VERSION, tables.SCHEMA_VERSION)
     migrated = [int(row[0]) - 1 for row in _rows("schema version")]
     assert migrated == list(tables.MIGRATIONS)
 

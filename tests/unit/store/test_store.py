@@ -25,8 +25,8 @@ from latentfs.errors import (
     StoreNotFoundError,
     StoreVersionError,
 )
+from latentfs.store import environment, tables
 from latentfs.store import store as store_module
-from latentfs.store import tables
 from latentfs.store.records import Totals
 from latentfs.store.store import Store
 
@@ -145,7 +145,7 @@ def test_what_is_there_stays(tmp_path, path, kind):
         (KeyboardInterrupt(), KeyboardInterrupt),
     ],
 )
-@pytest.mark.parametrize("step", ["_open_environment", "sync_directory"])
+@pytest.mark.parametrize("step", ["open_environment", "sync_directory"])
 def test_a_half_made_store_is_removed(
     tmp_path, monkeypatch, in_empty_folder, failure, expected, step
 ):
@@ -400,7 +400,7 @@ def test_a_snapshot_that_somebody_keeps_takes_no_place_among_readers(path):
 
 
 def test_too_many_readers_are_no_damage(path, monkeypatch):
-    monkeypatch.setattr(store_module, "_READERS_MAX", 3)
+    monkeypatch.setattr(environment, "READERS_MAX", 3)
     (path / "lmdb" / "lock.mdb").unlink()
     with Store.open(path) as store, contextlib.ExitStack() as stack:
         for _ in range(3):
