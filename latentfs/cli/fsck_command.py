@@ -82,7 +82,7 @@ def _check(store: Store) -> list[Problem]:
         orphans = orphans_to_discard(snapshot)
         if orphans:
             what = "files that were" if orphans > 1 else "file that was"
-            _note(f"{orphans} {what} removed while open, to be discarded by the mount")
+            _note(f"{orphans} {what} removed while open, to be discarded by a mount or gc")
         with click.progressbar(
             length=steps(snapshot), label="checking", file=sys.stderr, hidden=_is_hidden()
         ) as bar:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 
 import pyfuse3
@@ -24,12 +25,30 @@ _INTERVAL_S = 0.5
 _LAST_S = 0.5
 
 
-async def follow_changes(store: Store) -> None:
+async def follow_changes(store: Store, let_go: Callable[[int], Awaitable[None]]) -> None:
     """Drop from the kernel's caches what has changed; runs until cancelled, and a moment longer.
 
     The kernel may keep names and attributes for an hour, so that a lookup costs nothing; what
     another process replaces or removes shows here within a second all the same.
+
+    Args:
+        let_go: called with each inode that has lost a name, when the kernel has been told.
     """
+    removed, to_let_go = trio.open_memory_channel[int](math.inf)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_let_go_one_by_one, to_let_go, let_go)
+        await _follow(store, removed)
+
+
+async def _let_go_one_by_one(
+    inos: trio.MemoryReceiveChannel[int], let_go: Callable[[int], Awaitable[None]]
+) -> None:
+    """A task of its own, as each may wait for its turn to change the store."""
+    async for ino in inos:
+        await let_go(ino)
+
+
+async def _follow(store: Store, removed: trio.MemorySendChannel[int]) -> None:
     seen: int | None = None
     next_change: int | None = None
     while True:
@@ -42,6 +61,9 @@ async def follow_changes(store: Store) -> None:
             except RuntimeError as error:  # no thread could be started
                 log.error("the kernel can't be told of %d changes yet: %s", len(changes), error)
                 seen, next_change = None, before
+            else:
+                for ino in {ino for change in changes for _, _, ino in change.removed}:
+                    removed.send_nowait(ino)
         await trio.sleep(_INTERVAL_S)
 
 

@@ -126,6 +126,10 @@ def mount_and_serve(settings: MountSettings, callbacks: Callbacks) -> None:
             lock.release()
 
 
+async def _left_to_the_next(ino: int) -> None:
+    """What others removed is for a mount to discard that may change the store."""
+
+
 class _Daemon:
     def __init__(
         self,
@@ -272,7 +276,9 @@ class _Daemon:
                 nursery.start_soon(parts.developer.run)
             nursery.start_soon(self._reloader.run, live)
             nursery.start_soon(self._end_when_told, parts)
-            nursery.start_soon(follow_changes, self._store)
+            is_read_only = self._settings.read_only
+            let_go = _left_to_the_next if is_read_only else parts.operations.removed_elsewhere
+            nursery.start_soon(follow_changes, self._store, let_go)
             nursery.start_soon(self._become_ready, parts, health)
             with interrupted_reads():
                 await pyfuse3.main(max_tasks=_TASKS_MAX)

@@ -12,10 +12,11 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import pyfuse3
@@ -140,6 +141,17 @@ class LatentOperations(pyfuse3.Operations):
         self._open_inodes.orphaned(ino)
         await self._open_inodes.forgotten(ino)
 
+    async def removed_elsewhere(self, ino: int) -> None:
+        """Let an inode go from which another process has taken a name, if that was its last.
+
+        Nothing but cancellation leaves this: what is left behind is removed by the next mount.
+        """
+        with self._without_failing(ino):
+            with self._store.read() as snapshot:
+                inode = snapshot.inode(ino)
+            if inode is not None and inode.nlink == 0:
+                await self.let_go(ino)
+
     # Names
 
     @guarded
@@ -199,14 +211,19 @@ class LatentOperations(pyfuse3.Operations):
         the mount.  What is left behind is removed by the next mount.
         """
         for inode, _ in inode_list:
-            try:
+            with self._without_failing(inode):
                 await self._open_inodes.forgotten(inode)
-            except LatentfsError as error:
-                self.count_error()
-                log.error("inode %d, which has no links, can't be removed: %s", inode, error)
-            except Exception:
-                self.count_error()
-                log.exception("inode %d, which has no links, can't be removed", inode)
+
+    @contextlib.contextmanager
+    def _without_failing(self, ino: int) -> Iterator[None]:
+        try:
+            yield
+        except LatentfsError as error:
+            self.count_error()
+            log.error("inode %d, which has no links, can't be removed: %s", ino, error)
+        except Exception:
+            self.count_error()
+            log.exception("inode %d, which has no links, can't be removed", ino)
 
     # Attributes
 

@@ -27,6 +27,7 @@ from latentfs.ingest.discover import Candidate
 from latentfs.ingest.preparation import ImportOptions, Picture, Preparation
 from latentfs.render.job_queue import Priority
 from latentfs.render.scheduler import Scheduler
+from latentfs.store.daemon_lock import DaemonLock
 from latentfs.store.store import Store
 from latentfs.store.transaction import Transaction
 
@@ -87,6 +88,7 @@ class Importer:
         on_file_done: Callable[[], None],
     ) -> None:
         self._store = store
+        self._daemon_lock = DaemonLock(store.path)
         self._options = options
         self._report = report
         self._on_file_done = on_file_done
@@ -261,7 +263,8 @@ class Importer:
         if conflict.action in ("same", "refuse"):
             return conflict
         if conflict.action == "replace":
-            transaction.remove_file_by_command(folder_ino, conflict.name)
+            is_mounted = self._daemon_lock.is_mounted()
+            transaction.remove_file_by_command(folder_ino, conflict.name, is_mounted=is_mounted)
         owner = Owner(uid, gid)
         framing = picture.identity.framing
         add_picture(transaction, folder_ino, conflict.name, rendered, framing=framing, owner=owner)

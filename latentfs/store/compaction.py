@@ -20,6 +20,7 @@ from latentfs.errors import StoreCorruptError, StoreError, StoreFullError
 from latentfs.store import tables
 from latentfs.store.disk import sync_directory
 from latentfs.store.environment import rows_of_copy
+from latentfs.store.mark import NEW_MARK_NAME
 from latentfs.store.records import LatentContent
 from latentfs.store.rows import Rows
 from latentfs.store.snapshot import Decoders, Snapshot
@@ -67,6 +68,7 @@ def compact(store_path: Path) -> Compaction:
     with Store.open(store_path, writable=True) as store:
         store.become_sole_user()
         try:
+            _discard_orphans(store)
             removed, removed_bytes = _remove_left_overs(store)
             _forget_renditions(store)
             before_bytes = database.stat().st_size
@@ -117,6 +119,13 @@ def _compare(rows: Rows, copied: Rows) -> None:
             raise StoreCorruptError(f"the copy of table {table} has more rows; run latentfs fsck")
 
 
+def _discard_orphans(store: Store) -> None:
+    """Discard what was removed while a mount had it open; no mount is left that could."""
+    with store.write() as transaction:
+        for ino in list(transaction.orphans()):
+            transaction.discard(ino)
+
+
 def _forget_renditions(store: Store) -> None:
     """Forget the bytes of pictures that are gone, unless another picture has the same."""
     with store.write_rows() as rows:
@@ -141,7 +150,7 @@ def _remove_left_overs(store: Store) -> tuple[tuple[Path, ...], int]:
     folder = store.path / "vae"
     with store.read() as snapshot:
         named = _named_vaes(snapshot, folder)
-    files = [store.path / "lmdb" / _COPY_NAME, store.path / "latentfs.toml.new"]
+    files = [store.path / "lmdb" / _COPY_NAME, store.path / NEW_MARK_NAME]
     left = [path for path in files if path.exists()]
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -173,11 +173,13 @@ class Transaction(Snapshot):
         self._totals = self._totals.plus(files=1, size_bytes=inode.size_bytes)
         return ino
 
-    def remove_file_by_command(self, parent_ino: int, name: bytes) -> None:
+    def remove_file_by_command(
+        self, parent_ino: int, name: bytes, *, is_mounted: bool = False
+    ) -> None:
         """Remove the file *name* and, with its last link, its content.
 
-        For the command line only, which can't know who has it open in a mount: what a mount removes
-        by :meth:`FileTransaction.remove_entry` stays for those.
+        For the command line, which can't know who has it open in a mount.  Where the store
+        *is_mounted* the content stays as an orphan's, until that mount, or the next, discards it.
         """
         ino = self.lookup(parent_ino, name)
         inode = None if ino is None else self.inode(ino)
@@ -186,12 +188,14 @@ class Transaction(Snapshot):
         self._rows.delete("dentries", tables.dentry_key(parent_ino, name))
         self._removed.append((parent_ino, name, ino))
         self._touch_directory(parent_ino, now_ns=time.time_ns())
-        if inode.nlink > 1:
-            changed = msgspec.structs.replace(inode, nlink=inode.nlink - 1, ctime_ns=time.time_ns())
-            self.put_inode(ino, changed)
-            self._attributes.add(ino)
-        else:
+        if inode.nlink == 1 and not is_mounted:
             self.discard(ino)
+            return
+        changed = msgspec.structs.replace(inode, nlink=inode.nlink - 1, ctime_ns=time.time_ns())
+        self.put_inode(ino, changed)
+        self._attributes.add(ino)
+        if changed.nlink == 0:
+            self._put("catalog", tables.orphan_key(ino), b"")
 
     def discard(self, ino: int) -> None:
         """Remove an inode that no entry leads to, with all that it holds."""

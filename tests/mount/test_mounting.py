@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import shutil
 import signal
@@ -21,6 +22,7 @@ from mounts import Mount, latentfs, mounted, stop_process, wait_until
 from latentfs.fs.mountpoint import find_mount
 from latentfs.fs.tuning import CONGESTION_THRESHOLD, MAX_BACKGROUND, READ_AHEAD_KIB
 from latentfs.store.daemon_lock import DaemonLock
+from latentfs.store.store import Store
 from latentfs.store.writer_lock import WriterLock
 
 
@@ -422,6 +424,31 @@ def test_an_import_beside_the_mount_shows(mount: Mount, tmp_path: Path) -> None:
     assert len(after) == path.stat().st_size
     assert after == (mount.path / "new" / "folder" / "000.png").read_bytes()
     assert after != before
+
+
+def test_whoever_has_a_picture_open_reads_it_to_its_end_though_an_import_replaces_it(
+    mount: Mount, tmp_path: Path
+) -> None:
+    path = mount.path / "pictures" / "001.png"
+    latent = write_comfyui_latent(tmp_path / "001.latent", latent_array(1, 4, 24, 24, seed=501))
+    command = ["import", mount.store, latent, "--vae", "tiny", "--to", "/pictures"]
+    with Store.open(mount.store) as store:
+        with store.read() as snapshot:
+            found = snapshot.resolve("/pictures/001.png")
+            assert found is not None
+            ino, inode = found
+            assert inode.content is not None
+        with path.open("rb") as file:
+            latentfs(*command, "--on-conflict", "replace")
+            wait_until(lambda: path.stat().st_ino != ino, "the replaced one shows", timeout_s=2)
+            digest = hashlib.sha256(file.read()).digest()
+        assert digest == inode.content.rendition_sha256
+
+        def is_gone() -> bool:
+            with store.read() as snapshot:
+                return snapshot.inode(ino) is None and not list(snapshot.orphans())
+
+        wait_until(is_gone, "nothing of it is left in the store", timeout_s=10)
 
 
 def test_status_of_a_mount_and_of_its_store_are_one(mount: Mount) -> None:

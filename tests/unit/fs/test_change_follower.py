@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -57,10 +57,16 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
 
 
 @asynccontextmanager
-async def following(store: Store) -> AsyncIterator[trio.Nursery]:
+async def following(
+    store: Store, let_go: Callable[[int], Awaitable[None]] | None = None
+) -> AsyncIterator[trio.Nursery]:
     """All pictures are removed once it has begun."""
+
+    async def keep(ino: int) -> None:
+        pass
+
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(follow_changes, store)
+        nursery.start_soon(follow_changes, store, let_go or keep)
         await trio.sleep(0.1)
         with store.write() as transaction:
             for name in NAMES:
@@ -74,6 +80,25 @@ async def test_the_kernel_is_told_of_what_was_removed(store, kernel):
         assert await trio.to_thread.run_sync(kernel.is_done.wait, 10)
         nursery.cancel_scope.cancel()
     assert kernel.ended == list(NAMES)
+
+
+async def test_what_was_removed_is_let_go_when_the_kernel_knows(store, kernel):
+    with store.read() as snapshot:
+        inos = {ino for _, ino in snapshot.entries(ROOT_INO)}
+    let_go: set[int] = set()
+    all_gone = trio.Event()
+
+    async def let_one_go(ino: int) -> None:
+        assert kernel.is_done.is_set()
+        let_go.add(ino)
+        if let_go == inos:
+            all_gone.set()
+
+    kernel.may_go.set()
+    async with following(store, let_one_go) as nursery:
+        with trio.fail_after(10):
+            await all_gone.wait()
+        nursery.cancel_scope.cancel()
 
 
 async def test_the_end_waits_for_what_the_kernel_is_being_told_and_tells_no_more(store, kernel):

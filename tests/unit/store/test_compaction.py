@@ -34,6 +34,18 @@ def database_bytes(path):
     return (path / "lmdb" / "data.mdb").stat().st_size
 
 
+def test_what_was_removed_while_it_was_open_is_discarded(path):
+    with Store.open(path, writable=True) as store, store.write() as transaction:
+        ino = add_picture(transaction, tables.ROOT_INO, b"open.png", picture_latent(200))
+        transaction.remove_file_by_command(tables.ROOT_INO, b"open.png", is_mounted=True)
+    compact(path)
+    with Store.open(path) as store:
+        with store.read() as snapshot:
+            assert list(snapshot.orphans()) == []
+            assert snapshot.inode(ino) is None
+        assert problems(store) == []
+
+
 def test_the_same_rows_take_less(path):
     with Store.open(path) as store:
         before = copied_rows(store)

@@ -107,6 +107,29 @@ def test_equal_latents_are_stored_once_and_freed_with_their_last_file(store):
         assert problems(store) == []
 
 
+def test_what_is_removed_beside_a_mount_stays_until_it_is_discarded(store):
+    with store.write() as transaction:
+        ino = add_picture(transaction, ROOT, b"a.png", picture_latent(1))
+    before = entries(store)
+    assert before == {b"a.png": ino}
+    with store.write() as transaction:
+        transaction.remove_file_by_command(ROOT, b"a.png", is_mounted=True)
+    with store.read() as snapshot:
+        assert list(snapshot.orphans()) == [ino]
+        inode = snapshot.inode(ino)
+        assert inode is not None
+        assert inode.nlink == 0
+        assert snapshot.payload(inode.content.payload)
+    assert entries(store) == {}
+    assert problems(store) == []
+    with store.write() as transaction:
+        transaction.discard(ino)
+    with store.read() as snapshot:
+        assert list(snapshot.orphans()) == []
+        assert snapshot.totals() == Totals(directories=1)
+    assert problems(store) == []
+
+
 def test_removing_a_picture_frees_all_that_only_it_used(store):
     with store.write() as transaction:
         add_picture(
