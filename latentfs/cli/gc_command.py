@@ -22,8 +22,8 @@ def command(store: Path) -> None:
 
     Removing files from a store makes room in its database but never shrinks it.  This command
     replaces the database with a copy without free space, for which the disk needs room.  It also
-    removes VAEs that nothing in STORE names, and leftovers of killed commands.  STORE must not be
-    mounted or otherwise in use.
+    removes VAEs that nothing in STORE names, files that were removed while a mount had them open,
+    and leftovers of killed commands.  STORE must not be mounted or otherwise in use.
     """
     Store.open(store).close()  # says clearly what is wrong with it
     with DaemonLock(store).held_by("gc"):

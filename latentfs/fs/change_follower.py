@@ -32,7 +32,8 @@ async def follow_changes(store: Store, let_go: Callable[[int], Awaitable[None]])
     another process replaces or removes shows here within a second all the same.
 
     Args:
-        let_go: called with each inode that has lost a name, when the kernel has been told.
+        let_go: called with each inode that has lost a name, when the kernel has been told; and at
+            first with all that have none, which others may have made so while the mount began.
     """
     removed, to_let_go = trio.open_memory_channel[int](math.inf)
     async with trio.open_nursery() as nursery:
@@ -56,13 +57,16 @@ async def _follow(store: Store, removed: trio.MemorySendChannel[int]) -> None:
             seen = store.changes()
             before = next_change
             changes, next_change = _changes_since(store, before)
+            inos = {ino for change in changes for _, _, ino in change.removed}
+            if before is None:
+                inos |= _orphans(store)
             try:
                 await _Announcement(changes).make()
             except RuntimeError as error:  # no thread could be started
                 log.error("the kernel can't be told of %d changes yet: %s", len(changes), error)
                 seen, next_change = None, before
             else:
-                for ino in {ino for change in changes for _, _, ino in change.removed}:
+                for ino in inos:
                     removed.send_nowait(ino)
         await trio.sleep(_INTERVAL_S)
 
@@ -76,6 +80,15 @@ def _changes_since(store: Store, number: int | None) -> tuple[list[Change], int 
     except StoreError as error:
         log.error("changes of other processes can't be read: %s", error)
         return [], number
+
+
+def _orphans(store: Store) -> set[int]:
+    try:
+        with store.read() as snapshot:
+            return set(snapshot.orphans())
+    except StoreError as error:
+        log.error("files without links are left to the next mount: %s", error)
+        return set()
 
 
 class _Announcement:

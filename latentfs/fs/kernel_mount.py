@@ -21,8 +21,15 @@ from latentfs.settings.mount_settings import MountSettings
 
 __all__ = ["mount"]
 
+# Linux has the same numbers everywhere for calls that are as new as these; C libraries came later.
+_OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442
 _AT_FDCWD = -100
+_AT_EMPTY_PATH = 0x1000
+_OPEN_TREE_CLONE = 1
+_MOVE_MOUNT_F_EMPTY_PATH = 4
 _MOUNT_ATTR_NOSYMFOLLOW = 0x00200000
+_MNT_DETACH = 2
+_LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 class _FuseOption(str):
@@ -48,7 +55,7 @@ def mount(
 ) -> MountEntry | None:
     """Mount *operations* in place of a dead daemon's mount, if one is there.
 
-    The mount answers nobody until ``pyfuse3.main`` runs, so nobody meets it without its flags.
+    The mount answers nobody until ``pyfuse3.main`` runs, so nobody follows a link before that.
 
     Returns:
         The mount as the kernel lists it; None if somebody has unmounted it already.
@@ -71,11 +78,12 @@ def mount(
         try:
             _follow_no_symbolic_links(mountpoint)
         except OSError as error:
-            pyfuse3.close(unmount=True)
+            left = find_mount(mountpoint)
+            pyfuse3.close(unmount=left is not None and left.type == FILESYSTEM_TYPE)
             raise MountError(
                 f"can't mount on {mountpoint} with the option {NOSYMFOLLOW}: {error.strerror}; "
-                "it needs Linux 5.14, glibc 2.36 and a daemon that runs as root: leave it out, or "
-                "mount as root and without setuid="
+                "it needs Linux 5.14 and a daemon that runs as root: leave it out, or mount as "
+                "root and without setuid="
             ) from error
     return find_mount(mountpoint)
 
@@ -92,17 +100,32 @@ def _fuse_options(chosen: frozenset[str], source: Path, settings: MountSettings)
 def _follow_no_symbolic_links(mountpoint: Path) -> None:
     """Have the kernel answer ELOOP to whoever would follow a link; readlink(2) goes on.
 
+    A flag that is set on a mount does not reach its copies, which other mount namespaces, as of
+    services and containers, have had from the moment it was there.  So it is set on a copy that is
+    nowhere yet, which then takes the mount's place, there too.
+
     Raises:
         OSError: the kernel is too old, or does not permit it.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    wanted = _MountAttributes(attr_set=_MOUNT_ATTR_NOSYMFOLLOW)
-    size = ctypes.c_size_t(ctypes.sizeof(wanted))
     path = os.fsencode(mountpoint)
+    copy = _call(_OPEN_TREE, _AT_FDCWD, path, ctypes.c_uint(_OPEN_TREE_CLONE | os.O_CLOEXEC))
     try:
-        failed = libc.mount_setattr(_AT_FDCWD, path, ctypes.c_uint(0), ctypes.byref(wanted), size)
-    except AttributeError:
-        raise OSError(None, "the C library has no mount_setattr") from None
-    if failed:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), str(mountpoint))
+        wanted = _MountAttributes(attr_set=_MOUNT_ATTR_NOSYMFOLLOW)
+        size = ctypes.c_size_t(ctypes.sizeof(wanted))
+        flags = ctypes.c_uint(_AT_EMPTY_PATH)
+        _call(_MOUNT_SETATTR, copy, b"", flags, ctypes.byref(wanted), size)
+        _checked(_LIBC.umount2(path, _MNT_DETACH))
+        flags = ctypes.c_uint(_MOVE_MOUNT_F_EMPTY_PATH)
+        _call(_MOVE_MOUNT, copy, b"", _AT_FDCWD, path, flags)
+    finally:
+        os.close(copy)
+
+
+def _call(number: int, *arguments: object) -> int:
+    return _checked(_LIBC.syscall(ctypes.c_long(number), *arguments))
+
+
+def _checked(result: int) -> int:
+    if result < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return result

@@ -240,8 +240,8 @@ class OpenFiles:
 
     async def _piece(self, fh: int, file: OpenFile, off: int, size: int, trail: ReadTrail) -> bytes:
         with self._store.read() as snapshot:
-            # Another process may have removed the file; it can be read until it is closed, unless
-            # its bytes were in the store alone.
+            # Another process that did not know of this mount may have removed the file; it can be
+            # read until it is closed, unless its bytes were in the store alone.
             found = snapshot.inode(file.ino)
             if found is None and file.inode.is_chunked:
                 raise FUSEError(errno.ESTALE)

@@ -51,6 +51,10 @@ class OpenInodes:
         """Keep an inode that has lost its last link, until nobody knows it any more."""
         self._orphans.add(ino)
 
+    def keeps(self, ino: int) -> bool:
+        """Whether it is an orphan that waits for its time to be discarded."""
+        return ino in self._orphans
+
     async def forgotten(self, ino: int) -> None:
         """Take note that the kernel doesn't know an inode any more."""
         if ino not in self._orphans:

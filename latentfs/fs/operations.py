@@ -136,7 +136,7 @@ class LatentOperations(pyfuse3.Operations):
         """Discard an inode that lost its last name without the kernel having asked for that.
 
         One that is open goes when it is closed.  The kernel may know it for a second more, and then
-        finds it gone, as it does where another process has removed something.
+        finds it gone.
         """
         self._open_inodes.orphaned(ino)
         await self._open_inodes.forgotten(ino)
@@ -144,12 +144,14 @@ class LatentOperations(pyfuse3.Operations):
     async def removed_elsewhere(self, ino: int) -> None:
         """Let an inode go from which another process has taken a name, if that was its last.
 
-        Nothing but cancellation leaves this: what is left behind is removed by the next mount.
+        Not what this mount has removed, and waits for the kernel to forget.  Nothing but
+        cancellation leaves this: what is left behind is removed by the next mount.
         """
         with self._without_failing(ino):
             with self._store.read() as snapshot:
                 inode = snapshot.inode(ino)
-            if inode is not None and inode.nlink == 0:
+            is_orphan = inode is not None and inode.nlink == 0
+            if is_orphan and not self._open_inodes.keeps(ino):
                 await self.let_go(ino)
 
     # Names

@@ -7,6 +7,7 @@ which is all or nothing.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -68,8 +69,8 @@ def compact(store_path: Path) -> Compaction:
     with Store.open(store_path, writable=True) as store:
         store.become_sole_user()
         try:
-            _discard_orphans(store)
             removed, removed_bytes = _remove_left_overs(store)
+            _discard_orphans(store)
             _forget_renditions(store)
             before_bytes = database.stat().st_size
             _replace_database(store, database)
@@ -121,9 +122,12 @@ def _compare(rows: Rows, copied: Rows) -> None:
 
 def _discard_orphans(store: Store) -> None:
     """Discard what was removed while a mount had it open; no mount is left that could."""
-    with store.write() as transaction:
-        for ino in list(transaction.orphans()):
-            transaction.discard(ino)
+    with store.read() as snapshot:
+        found = list(snapshot.orphans())
+    for ino in found:
+        # What is wrong with one is for fsck to say, and no reason to give nothing back.
+        with contextlib.suppress(StoreCorruptError), store.write() as transaction:
+            transaction.discard_orphan(ino)
 
 
 def _forget_renditions(store: Store) -> None:

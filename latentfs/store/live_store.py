@@ -432,6 +432,6 @@ async def _discard_orphans(live: LiveStore) -> None:
             return
         try:
             with live.change() as transaction:
-                transaction.discard(ino)
+                transaction.discard_orphan(ino)
         except LatentfsError as error:  # a damaged one is no reason not to mount
             log.error("inode %d, which has no links, can't be removed: %s", ino, error)

@@ -125,7 +125,7 @@ class Store:
             StoreNotFoundError: there is none.
             StoreVersionError: it was written by a newer latentfs.
             StoreLockedError: its database is being replaced.
-            StoreCorruptError: its settings or its LMDB environment can't be read.
+            StoreCorruptError: its mark or its LMDB environment can't be read.
         """
         check_format_version(path)
         try:

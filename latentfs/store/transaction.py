@@ -188,13 +188,14 @@ class Transaction(Snapshot):
         self._rows.delete("dentries", tables.dentry_key(parent_ino, name))
         self._removed.append((parent_ino, name, ino))
         self._touch_directory(parent_ino, now_ns=time.time_ns())
-        if inode.nlink == 1 and not is_mounted:
+        links = max(0, inode.nlink - 1)
+        if links == 0 and not is_mounted:
             self.discard(ino)
             return
-        changed = msgspec.structs.replace(inode, nlink=inode.nlink - 1, ctime_ns=time.time_ns())
+        changed = msgspec.structs.replace(inode, nlink=links, ctime_ns=time.time_ns())
         self.put_inode(ino, changed)
         self._attributes.add(ino)
-        if changed.nlink == 0:
+        if links == 0:
             self._put("catalog", tables.orphan_key(ino), b"")
 
     def discard(self, ino: int) -> None:
@@ -211,6 +212,12 @@ class Transaction(Snapshot):
             self._totals = self._totals.plus(directories=-1)
         else:
             self._totals = self._totals.plus(files=-1, size_bytes=-inode.size_bytes)
+
+    def discard_orphan(self, ino: int) -> None:
+        """Remove what is listed as an orphan, unless it has links after all: that is for fsck."""
+        inode = self.inode(ino)
+        if inode is None or inode.nlink == 0:
+            self.discard(ino)
 
     def drop_content(self, ino: int, inode: Inode) -> None:
         """Remove what a file's bytes are kept as; its inode is to be changed or removed next."""

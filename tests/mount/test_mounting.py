@@ -441,6 +441,8 @@ def test_whoever_has_a_picture_open_reads_it_to_its_end_though_an_import_replace
         with path.open("rb") as file:
             latentfs(*command, "--on-conflict", "replace")
             wait_until(lambda: path.stat().st_ino != ino, "the replaced one shows", timeout_s=2)
+            with store.read() as snapshot:
+                assert list(snapshot.orphans()) == [ino]
             digest = hashlib.sha256(file.read()).digest()
         assert digest == inode.content.rendition_sha256
 

@@ -101,6 +101,22 @@ async def test_what_was_removed_is_let_go_when_the_kernel_knows(store, kernel):
         nursery.cancel_scope.cancel()
 
 
+async def test_what_was_removed_before_it_began_is_let_go_too(store, kernel):
+    with store.write() as transaction:
+        ino = add_picture(transaction, ROOT_INO, b"d.png", picture_latent(9))
+    with store.write() as transaction:
+        transaction.remove_file_by_command(ROOT_INO, b"d.png", is_mounted=True)
+    first: list[int] = []
+
+    async def note(ino: int) -> None:
+        first.append(ino)
+
+    kernel.may_go.set()
+    async with following(store, note) as nursery:
+        nursery.cancel_scope.cancel()
+    assert first == [ino]
+
+
 async def test_the_end_waits_for_what_the_kernel_is_being_told_and_tells_no_more(store, kernel):
     """The session would be taken away from under it."""
     async with following(store) as nursery:

@@ -46,7 +46,12 @@ async def test_nothing_that_fails_while_an_inode_is_forgotten_ends_the_mount(
             operations = operations_of(live)
             await operations.forget([(7, 1), (8, 1), (9, 2)])
             assert operations.statistics().errors_total == 3
-    assert seen == [7, 8, 9]
+            with store.write() as transaction:
+                ino = add_picture(transaction, ROOT_INO, b"a.png", picture_latent(1))
+                transaction.remove_file_by_command(ROOT_INO, b"a.png", is_mounted=True)
+            await operations.removed_elsewhere(ino)
+            assert operations.statistics().errors_total == 4
+    assert seen == [7, 8, 9, ino]
 
 
 async def test_what_no_copy_can_be_made_of_is_let_go_when_it_is_replaced(
@@ -68,6 +73,27 @@ async def test_what_no_copy_can_be_made_of_is_let_go_when_it_is_replaced(
             await operations.rename(ROOT_INO, b"new.png", ROOT_INO, b"a.png", 0, CTX)
             assert told == [(inos[1], None), (inos[2], picture_ino)]
             await operations.release_replaced(picture_ino)
+
+
+async def test_of_what_others_remove_only_what_has_no_name_left_goes(
+    tmp_path: Path, autojump_clock: trio.abc.Clock
+) -> None:
+    with Store.create(tmp_path / "art.lfs") as store:
+        with store.write() as transaction:
+            named, removed, known = (
+                add_picture(transaction, ROOT_INO, b"%d.png" % seed, picture_latent(seed))
+                for seed in (1, 2, 3)
+            )
+        with store.write() as transaction:
+            transaction.remove_file_by_command(ROOT_INO, b"2.png", is_mounted=True)
+        async with open_live_store(store, writable=False) as live:
+            operations = operations_of(live)
+            await operations.unlink(ROOT_INO, b"3.png", CTX)
+            for ino in (named, removed, known, 999):
+                await operations.removed_elsewhere(ino)
+            with live.read() as snapshot:
+                left = [snapshot.inode(ino) is not None for ino in (named, removed, known)]
+    assert left == [True, False, True]
 
 
 async def test_what_is_removed_behind_the_kernels_back_goes_when_it_is_open_no_more(

@@ -10,6 +10,7 @@ from store_damage import Damage, copied_rows, fill
 from latentfs.errors import StoreCorruptError, StoreFullError, StoreLockedError
 from latentfs.store import tables, use_lock
 from latentfs.store.compaction import compact
+from latentfs.store.rows import Layer
 from latentfs.store.snapshot import Snapshot
 from latentfs.store.store import Store
 from latentfs.store.use_lock import UseLock
@@ -44,6 +45,22 @@ def test_what_was_removed_while_it_was_open_is_discarded(path):
             assert list(snapshot.orphans()) == []
             assert snapshot.inode(ino) is None
         assert problems(store) == []
+
+
+def test_damaged_lists_of_what_was_removed_keep_nothing_from_being_given_back(path):
+    with Store.open(path, writable=True) as store:
+        with store.write() as transaction:
+            ino = add_picture(transaction, tables.ROOT_INO, b"kept.png", picture_latent(200))
+        damage = Layer()
+        for listed in (ino, 999):
+            damage.put("catalog", tables.orphan_key(listed), b"")
+        store.apply(damage)
+    before_bytes = database_bytes(path)
+    compact(path)
+    assert database_bytes(path) < before_bytes
+    with Store.open(path) as store, store.read() as snapshot:
+        assert snapshot.inode(ino) is not None
+        assert snapshot.lookup(tables.ROOT_INO, b"kept.png") == ino
 
 
 def test_the_same_rows_take_less(path):

@@ -130,6 +130,19 @@ def test_what_is_removed_beside_a_mount_stays_until_it_is_discarded(store):
     assert problems(store) == []
 
 
+@pytest.mark.parametrize("is_mounted", [False, True])
+def test_a_file_whose_links_were_counted_wrong_can_be_removed(store, is_mounted):
+    with store.write() as transaction:
+        ino = add_picture(transaction, ROOT, b"a.png", picture_latent(1))
+        transaction.put_inode(ino, msgspec.structs.replace(transaction.inode(ino), nlink=0))
+    with store.write() as transaction:
+        transaction.remove_file_by_command(ROOT, b"a.png", is_mounted=is_mounted)
+    with store.read() as snapshot:
+        assert list(snapshot.orphans()) == [ino] * is_mounted
+        assert (snapshot.inode(ino) is not None) == is_mounted
+    assert problems(store) == []
+
+
 def test_removing_a_picture_frees_all_that_only_it_used(store):
     with store.write() as transaction:
         add_picture(
