@@ -80,6 +80,9 @@ class Namespace:
         assert not check or done.returncode == 0, done.stderr
         return done
 
+    def start(self, *command: str) -> subprocess.Popen[str]:
+        return subprocess.Popen([*self._enter, *command], stdout=subprocess.PIPE, text=True)
+
     def unmount(self, mountpoint: Path, user: str | None = None) -> None:
         """By umount(8), again while the daemon's look at its own mount keeps that in use."""
 
@@ -246,6 +249,32 @@ def test_a_user_mounts_and_unmounts_by_fstab_and_root_mounts_for_a_user(
     assert uid != 0
     namespace.unmount(mountpoint)
     wait_for_end(place / "art.lfs")
+
+
+def test_nosymfollow_holds_where_the_mount_is_copied_to(
+    namespace: Namespace, empty_store: Path
+) -> None:
+    """As for a web server with PrivateTmp=, which runs on while the daemon is started anew."""
+    shared = Path("/mnt/shared")
+    mountpoint = shared / "art"
+    namespace.run("mkdir", shared)
+    namespace.run("mount", "-t", "tmpfs", "tmpfs", shared)
+    namespace.run("mount", "--make-shared", shared)
+    namespace.run("mkdir", mountpoint)
+    own = ("unshare", "--mount", "--propagation", "slave")
+    server = namespace.start(*own, "sh", "-c", "echo started; exec sleep infinity")
+    with server:
+        try:
+            assert server.stdout is not None
+            assert server.stdout.readline() == "started\n"
+            namespace.run("mount", "-t", "latentfs", empty_store, mountpoint, "-o", "nosymfollow")
+            for place in (namespace, Namespace(server.pid, namespace.fstab)):
+                assert {"nosymfollow", "nosuid", "nodev"} <= place.options_of(mountpoint)
+                assert place.run("ls", mountpoint).stdout.split() == ["pictures"]
+            namespace.unmount(mountpoint)
+            wait_for_end(empty_store)
+        finally:
+            server.kill()
 
 
 def test_what_mount_is_told_when_it_fails(

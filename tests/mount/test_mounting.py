@@ -453,6 +453,24 @@ def test_whoever_has_a_picture_open_reads_it_to_its_end_though_an_import_replace
         wait_until(is_gone, "nothing of it is left in the store", timeout_s=10)
 
 
+def test_what_is_replaced_beside_a_read_only_mount_can_be_read_and_is_left_to_gc(
+    store: Path, tmp_path: Path
+) -> None:
+    latent = write_comfyui_latent(tmp_path / "002.latent", latent_array(1, 4, 24, 24, seed=502))
+    command = ["import", store, latent, "--vae", "tiny", "--to", "/pictures"]
+    with mounted(store, tmp_path / "mnt", "-o", "ro") as mount:
+        path = mount.path / "pictures" / "002.png"
+        size, ino = path.stat().st_size, path.stat().st_ino
+        with path.open("rb") as file:
+            latentfs(*command, "--on-conflict", "replace")
+            wait_until(lambda: path.stat().st_ino != ino, "the replaced one shows", timeout_s=2)
+            assert len(file.read()) == size
+    assert "1 file that was removed while open" in latentfs("fsck", store).stderr
+    latentfs("gc", store)
+    done = latentfs("fsck", store)
+    assert (done.stdout, "removed" in done.stderr) == (f"{store}: no problems\n", False)
+
+
 def test_status_of_a_mount_and_of_its_store_are_one(mount: Mount) -> None:
     (mount.path / "pictures" / "000.png").read_bytes()
     of_mount = mount.full_status()
