@@ -29,8 +29,8 @@ def test_nginx_is_told_before_each_start_of_the_daemon(tmp_path: Path) -> None:
         units = machine.path("/etc/systemd/system")
         (units / "latentfs@art.service").write_text(DAEMON)
         (units / "nginx.service").write_text(WEB_SERVER)
-        (units / "latentfs@.service.d").mkdir()
-        (units / "latentfs@.service.d/nginx.conf").write_text(EXAMPLE.read_text())
+        (units / "latentfs@art.service.d").mkdir()
+        (units / "latentfs@art.service.d/nginx.conf").write_text(EXAMPLE.read_text())
         machine.systemctl("daemon-reload")
         machine.systemctl("start", "latentfs@art.service")  # before nginx runs: no failure
         machine.systemctl("start", "nginx.service")

@@ -18,7 +18,7 @@ DefaultDependencies=no
 What={what}
 Where={where}
 Type=fuse.latentfs
-Options=ro,device=cpu,cache=64M
+Options=ro,nosymfollow,device=cpu,cache=64M
 TimeoutSec=30
 """
 
@@ -41,6 +41,8 @@ def test_a_folder_is_mounted_by_who_looks_into_it_first_and_again_after_umount(
         assert machine.show(f"{name}.mount", "ActiveState") == "active"
         types = machine.run("findmnt", "-n", "-o", "FSTYPE", "--mountpoint", where).stdout.split()
         assert types == ["autofs", "fuse.latentfs"]
+        options = machine.run("findmnt", "-n", "-o", "OPTIONS", "-t", "fuse.latentfs", where).stdout
+        assert {"ro", "nosymfollow"} <= set(options.strip().split(","))
         machine.run("umount", where)
         wait_until(
             lambda: machine.show(f"{name}.mount", "ActiveState") == "inactive", "it is unmounted"
