@@ -33,6 +33,9 @@ VARIANTS: dict[str, dict[str, str]] = {
     "as documented": {},
     "no checks": {"auth_request /latentfs-check;": ""},
     "no open_file_cache": {_CACHE: "open_file_cache off;"},
+    "checks have a cache of their own": {
+        "open_file_cache_valid 1s;": f"{_CACHE} open_file_cache_valid 1s;"
+    },
     "nginx refuses links": {"sendfile on;": "sendfile on; disable_symlinks on;"},
     "all checks kept 10 s": {"200 $seconds_by_chance;": "200 10;"},
     "checks kept 300 s": {"200 $seconds_by_chance;": "200 300;"},
